@@ -1,0 +1,242 @@
+"""What a model and a training run are: frozen, validated, documented field by field.
+
+Imports nothing heavy: the command line builds its help from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from .errors import UsageError
+
+Spikes = Literal["after", "none", "before"]
+Architecture = Literal["RWKV", "RWKV-ffnPre"]
+Reset = Literal["hard", "soft"]
+Schedule = Literal["cosine", "wsd"]
+Optimizer = Literal["adamw", "adam"]
+Precision = Literal["no", "bf16", "fp16"]
+
+
+class ConfigError(UsageError):
+    """A setting that cannot work."""
+
+
+def _choice(name: str, value: Any, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, get_args(kind)))}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name}={value!r} must be above zero")
+
+
+def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{cls.__name__} has no field {key!r}{hint}")
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventConfig:
+    """The neuron in front of every matrix of an event-driven model (`spikes="before"`).
+
+    It fires where its membrane passes a threshold, and says by how much in units of
+    `threshold / resolution`, as an integer of at most `levels`; see `ops.event`.
+    """
+
+    levels: int = 15
+    """Largest event: 15 is graded (4 bits and a sign), 1 is ternary or, unsigned, binary."""
+    resolution: float = 4.0
+    """Units in one threshold: an event of n stands for n * threshold / resolution."""
+    signed: bool = True
+    """Whether events may be negative (the hidden layer's, after relu^2, never are)."""
+    leak: float = 0.0
+    """Share of the membrane kept from token to token at the start, in [0, 1)."""
+    learn_leak: bool = False
+    """Whether each channel learns its own leak by back-propagation."""
+    reset: Reset = "hard"
+    """After an event the membrane is set to 0 (hard) or the event is subtracted (soft)."""
+    window: float = 0.0
+    """How far below the threshold, and above the largest event, gradients still pass; in thresholds."""
+    activity: float = 0.15
+    """Share of neurons meant to fire per token; thresholds follow it while training."""
+    hidden_activity: float | None = None
+    """The same for the hidden layer after relu^2; None: as `activity`."""
+    head_activity: float | None = None
+    """The same in front of the output head; None: as `activity`."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.levels <= 15:
+            raise ConfigError(f"levels={self.levels} must be 1 (ternary, binary) to 15 (4 bits)")
+        _positive("resolution", self.resolution)
+        _choice("reset", self.reset, Reset)
+        if not 0 <= self.leak < 1:
+            raise ConfigError(f"leak={self.leak} must be in [0, 1)")
+        for name in ("activity", "hidden_activity", "head_activity"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ConfigError(f"{name}={value} must be in (0, 1]")
+
+    @property
+    def has_membrane(self) -> bool:
+        """Whether the neuron remembers anything from token to token."""
+        return self.leak > 0 or self.learn_leak
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a SpikeGPT and where its neurons stand."""
+
+    vocab_size: int = 256
+    """V: number of tokens."""
+    n_layer: int = 6
+    """L: number of blocks."""
+    n_embd: int = 256
+    """C: channels, the width of the residual."""
+    context: int = 1024
+    """Tokens in a training sequence; running the model knows no limit."""
+    spikes: Spikes = "after"
+    """Where neurons stand: after each mix (SpikeGPT as published), none (RWKV-4), before each matrix."""
+    architecture: Architecture = "RWKV"
+    """RWKV, or RWKV-ffnPre whose block 0 has a channel mix in the place of the time mix."""
+    spike_embedding: bool | None = None
+    """Whether the embedding is made binary; None: yes with spikes="after", else no."""
+    tau: float = 2.0
+    """LIF time constant, in tokens."""
+    threshold: float = 1.0
+    """LIF firing threshold."""
+    surrogate_alpha: float = 2.0
+    """Steepness of the ATan surrogate gradient."""
+    dropout: float = 0.03
+    """Share of the residual dropped after each block while training."""
+    event: EventConfig | None = None
+    """Neurons of spikes="before"; None otherwise."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_layer", "n_embd", "context", "tau", "threshold", "surrogate_alpha"):
+            _positive(name, getattr(self, name))
+        _choice("spikes", self.spikes, Spikes)
+        _choice("architecture", self.architecture, Architecture)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
+        if self.spike_embedding is None:
+            object.__setattr__(self, "spike_embedding", self.spikes == "after")
+        if isinstance(self.event, dict):
+            object.__setattr__(self, "event", EventConfig(**_known_fields(EventConfig, self.event)))
+        if self.spikes == "before" and self.event is None:
+            object.__setattr__(self, "event", EventConfig())
+        if self.spikes != "before" and self.event is not None:
+            raise ConfigError(f'event neurons need spikes="before", not {self.spikes!r}')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, every field."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The reverse of `to_dict`; an unknown field is a ConfigError."""
+        return cls(**_known_fields(cls, values))
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": dict(n_layer=4, n_embd=128, vocab_size=256, context=256),
+    "small": dict(n_layer=6, n_embd=256, vocab_size=4096, context=256),
+    "medium": dict(n_layer=8, n_embd=384, vocab_size=4096, context=512),
+    "46m": dict(n_layer=12, n_embd=512, vocab_size=256, context=1024),
+    "125m": dict(n_layer=16, n_embd=768, vocab_size=256, context=1024),
+    "216m": dict(n_layer=18, n_embd=768, vocab_size=50277, context=1024),
+    "260m": dict(n_layer=24, n_embd=768, vocab_size=50277, context=1024),
+}
+PRESETS = tuple(_PRESETS)
+
+
+def preset(name: str, **overrides: Any) -> ModelConfig:
+    """The `ModelConfig` of that name (see `PRESETS`), with the given fields replaced."""
+    if name not in _PRESETS:
+        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return ModelConfig.from_dict(_PRESETS[name] | overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. Durations are optimiser steps, lengths are tokens."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Sequences a process reads at a time."""
+    accumulate: int = 1
+    """Batches whose gradients are added before a step."""
+    context: int | None = None
+    """Tokens in a sequence; None: the model's own."""
+    optimizer: Optimizer = "adamw"
+    """adamw, or adam (no weight decay, as the published recipe)."""
+    lr: float = 2e-3
+    """Highest learning rate."""
+    lr_min: float = 1e-5
+    """Learning rate at the end."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    schedule: Schedule = "cosine"
+    """cosine, or wsd: warm-up, stable, then a decay over the last `decay` share."""
+    decay: float = 0.2
+    """Share of the steps over which wsd decays."""
+    beta1: float = 0.9
+    """First-moment decay."""
+    beta2: float = 0.99
+    """Second-moment decay."""
+    eps: float = 4e-9
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """AdamW's decay, on matrices only."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: no clipping."""
+    logit_penalty: float = 1e-4
+    """Extra gradient on each position's largest logit m: m * this / (B*T). 0 turns it off."""
+    precision: Precision = "no"
+    """Mixed precision of the matrix products: no (float32), bf16, fp16."""
+    seed: int = 0
+    """Of initialisation, dropout and the order of the data."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 200
+    """Steps between evaluations on held-out text; 0: only at the end."""
+    eval_tokens: int = 65536
+    """Held-out tokens read each time; 0: all of them."""
+    save_every: int = 200
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Checkpoints kept."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "lr", "eps", "log_every", "keep"):
+            _positive(name, getattr(self, name))
+        _choice("optimizer", self.optimizer, Optimizer)
+        _choice("schedule", self.schedule, Schedule)
+        _choice("precision", self.precision, Precision)
+        if self.context is not None:
+            _positive("context", self.context)
+        for name in ("lr_min", "warmup", "weight_decay", "clip", "logit_penalty", "eval_every", "eval_tokens", "save_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative")
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"decay={self.decay} must be in (0, 1]")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, every field."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The reverse of `to_dict`; an unknown field is a ConfigError."""
+        return cls(**_known_fields(cls, values))

@@ -1,0 +1,162 @@
+"""How well a model predicts a text: bits per byte, with the state carried from the first token to the last.
+
+B batch, T tokens, V vocabulary. A model is a `SpikeGPT`, or anything that is called
+the same way, has a `config` and a `tokenizer`, and counts its spikes (`meter_of`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import data
+from .errors import UsageError, UserError
+from .meter import SpikeMeter
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What predicting a text cost."""
+
+    bits_per_byte: float
+    """Bits for the whole text over its raw bytes, whatever the tokenizer."""
+    bits_per_token: float
+    perplexity: float
+    """2 to the bits per token; infinite where that passes a float."""
+    tokens: int
+    bytes: int
+    """Bytes of the raw text."""
+    spike_rate: float
+    """Share of neuron-steps with a spike; 0 for a model without neurons."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values under the fields' names."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    model: Any, source: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None, chunk: int = 1024
+) -> Evaluation:
+    """Bits per byte of a text, or of the file or folder that `source` (a Path, or a str that names one) stands for.
+
+    The state is carried through all of it. Raises UsageError where the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model, tokenizer)
+    if isinstance(source, os.PathLike) or _is_path(source):
+        return evaluate_files(model, [source], tokenizer=tokenizer, chunk=chunk)
+    return bits_on_tokens(model, tokenizer.encode(source), len(source.encode()), chunk=chunk)
+
+
+def evaluate_files(
+    model: Any,
+    paths: list[str | os.PathLike[str]],
+    *,
+    tokenizer: Tokenizer | None = None,
+    chunk: int = 1024,
+    streams: int = 1,
+) -> Evaluation:
+    """Bits per byte of files, folders and globs (`data.documents`), read as one long text."""
+    tokenizer = tokenizer_of(model, tokenizer)
+    ids, n_bytes = [], 0
+    for text in data.documents([Path(path) for path in paths]):
+        ids.append(tokenizer.encode(text))
+        n_bytes += len(text.encode())
+    if not ids:
+        raise UserError(f"{', '.join(map(str, paths))} holds no text")
+    return bits_on_tokens(model, np.concatenate(ids), n_bytes, chunk=chunk, streams=streams)
+
+
+def bits_on_tokens(model: Any, ids: np.ndarray, n_bytes: int, *, chunk: int = 1024, streams: int = 1) -> Evaluation:
+    """Bits that `ids` [N], the tokens of `n_bytes` bytes of text, cost the model.
+
+    Each token is predicted from all before it, `chunk` tokens at a time. The first has none before it and is charged
+    log2(V), so that every byte is paid for. With `streams` > 1 the tokens are read as that many contiguous parts in one
+    batch: faster, but only approximate, for each part begins with an empty state and the one token before it.
+    """
+    if len(ids) < 2:
+        raise UserError(f"a text of {len(ids)} tokens is too short to evaluate; at least 2 are needed")
+    device = device_of(model)
+    inputs, targets = _streams(ids, streams)
+    nats = math.log(model.config.vocab_size)
+    state = None
+    with torch.inference_mode(), evaluating(model), meter_of(model) as meter:
+        for start in range(0, inputs.shape[1], chunk):
+            logits, state = model(inputs[:, start : start + chunk].to(device), state)
+            nats += _nats(logits, targets[:, start : start + chunk].to(device))
+    bits = nats / math.log(2)
+    return Evaluation(
+        bits_per_byte=bits / n_bytes,
+        bits_per_token=bits / len(ids),
+        perplexity=_power_of_two(bits / len(ids)),
+        tokens=len(ids),
+        bytes=n_bytes,
+        spike_rate=meter.rate,
+    )
+
+
+def tokenizer_of(model: Any, tokenizer: Tokenizer | None = None) -> Tokenizer:
+    """The given tokenizer, else the model's own; a UsageError where there is neither."""
+    tokenizer = tokenizer or model.tokenizer
+    if tokenizer is None:
+        raise UsageError("this model has no tokenizer; load it with spikegpt.load, or set model.tokenizer")
+    return tokenizer
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's weights are."""
+    return model.device if hasattr(model, "device") else next(model.parameters()).device
+
+
+def meter_of(model: Any) -> Any:
+    """A context that counts the model's spikes as `rate`: its own `model.meter()`, else a `SpikeMeter`."""
+    return model.meter() if hasattr(model, "meter") else SpikeMeter(model)
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Dropout off inside, and as it was afterwards."""
+    was_training = getattr(model, "training", False)
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
+
+
+def _streams(ids: np.ndarray, streams: int) -> tuple[Tensor, Tensor]:
+    """ids [N] as inputs and targets [streams, T]; targets beyond the end are -100."""
+    count = len(ids) - 1
+    length = -(-count // max(1, min(streams, count)))
+    rows = -(-count // length)
+    inputs = np.zeros(rows * length, np.int64)
+    targets = np.full(rows * length, -100, np.int64)
+    inputs[:count], targets[:count] = ids[:-1], ids[1:]
+    return torch.from_numpy(inputs).view(rows, length), torch.from_numpy(targets).view(rows, length)
+
+
+def _nats(logits: Tensor, targets: Tensor) -> float:
+    """Cross entropy summed in double precision: over a whole file, float32 would lose digits."""
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
+    return losses.double().sum().item()
+
+
+def _power_of_two(exponent: float) -> float:
+    return 2.0**exponent if exponent < 1024 else math.inf
+
+
+def _is_path(source: str) -> bool:
+    return "\n" not in source and len(source) < 1024 and os.path.exists(source)

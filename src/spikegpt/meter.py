@@ -1,0 +1,79 @@
+"""How much a model fires: counted from the spikes themselves as the model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from .neurons import Neuron
+
+
+@dataclass(frozen=True)
+class LayerActivity:
+    """One layer of neurons over everything that was read while the meter ran."""
+
+    name: str
+    neurons: int
+    rate: float
+    """Share of neuron-steps with a spike."""
+    dead: float
+    """Share of neurons that never fired."""
+    saturated: float
+    """Share of neurons that always fired."""
+
+
+class SpikeMeter:
+    """Counts the spikes of every neuron of a model inside a `with` block.
+
+    >>> with SpikeMeter(model) as meter:
+    ...     model(ids)
+    >>> meter.rate
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._neurons = {name: module for name, module in model.named_modules() if isinstance(module, Neuron)}
+        self._fired: dict[str, Tensor] = {}
+        self._steps: dict[str, int] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> SpikeMeter:
+        for name, module in self._neurons.items():
+            self._handles.append(module.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str):
+        def count(_module: nn.Module, _inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]) -> None:
+            spikes = output[0].detach()
+            fired = torch.count_nonzero(spikes, dim=(0, 1))
+            self._fired[name] = self._fired[name] + fired if name in self._fired else fired
+            self._steps[name] = self._steps.get(name, 0) + spikes.shape[0] * spikes.shape[1]
+
+        return count
+
+    @property
+    def rate(self) -> float:
+        """Share of all neuron-steps with a spike; 0 for a model without neurons."""
+        steps = sum(self._steps[name] * fired.numel() for name, fired in self._fired.items())
+        return sum(int(fired.sum()) for fired in self._fired.values()) / steps if steps else 0.0
+
+    def layers(self) -> list[LayerActivity]:
+        """One row a layer of neurons, in the order of the model."""
+        return [
+            LayerActivity(
+                name=name,
+                neurons=fired.numel(),
+                rate=int(fired.sum()) / (self._steps[name] * fired.numel()),
+                dead=(fired == 0).float().mean().item(),
+                saturated=(fired == self._steps[name]).float().mean().item(),
+            )
+            for name, fired in self._fired.items()
+        ]

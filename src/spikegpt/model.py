@@ -1,0 +1,245 @@
+"""SpikeGPT: one class trains, prefills and decodes.
+
+B batch, T tokens, C channels (`n_embd`), V vocabulary. Names of parameters are those of the published checkpoints.
+Where the neurons stand is the only difference between `after` (SpikeGPT as published), `none` (RWKV-4) and
+`before` (event-driven: a neuron in front of every matrix, so that every product reads spikes).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+from .config import EventConfig, ModelConfig
+from .errors import UsageError
+from .initialise import initialise
+from .neurons import LIF, EventNeuron, SpikeEmbedding
+from .state import BlockState, MixState, State
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+
+class Linear(nn.Linear):
+    """A matrix without bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Nothing: `initialise` fills every parameter once."""
+
+
+def shift(x: Tensor, last: Tensor) -> Tensor:
+    """x [B, T, C] one token later, beginning with `last` [B, C]."""
+    return torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
+
+
+class Mix(nn.Module):
+    """What time mix and channel mix share: matrices, and in an event-driven model a neuron in front of each."""
+
+    sites: tuple[str, ...]
+
+    def add_neurons(self, config: ModelConfig, backend: str) -> None:
+        """Put an event neuron in front of each matrix, if this model has them there."""
+        self.neurons = nn.ModuleDict()
+        if config.event is None:
+            return
+        for site in self.sites:
+            matrix: Linear = getattr(self, site)
+            hidden = matrix.in_features > config.n_embd
+            activity = config.event.hidden_activity if hidden else None
+            self.neurons[site] = EventNeuron(
+                matrix.in_features, config.event, activity or config.event.activity,
+                signed=not hidden, backend=backend,
+            )  # fmt: skip
+
+    def project(self, site: str, x: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
+        """x [B, T, n] through the matrix `site`, by way of its neuron if it has one."""
+        matrix: Linear = getattr(self, site)
+        if site not in self.neurons:
+            return matrix(x)
+        neuron = self.neurons[site]
+        assert isinstance(neuron, EventNeuron)
+        events, membrane = neuron(x, old.get(site))
+        if membrane is not None:
+            new[site] = membrane
+        return matrix(events) * neuron.unit
+
+    def init_membranes(self, batch_size: int, like: Tensor) -> dict[str, Tensor]:
+        """Membranes at rest."""
+        return {
+            site: like.new_zeros(batch_size, neuron.width)
+            for site, neuron in self.neurons.items()
+            if isinstance(neuron, EventNeuron) and neuron.has_membrane
+        }
+
+
+class TimeMix(Mix):
+    """Attention's stand-in: receptance x WKV average of the past, in linear time (RWKV-4)."""
+
+    sites = ("key", "value", "receptance", "output")
+
+    def __init__(self, config: ModelConfig, backend: str) -> None:
+        super().__init__()
+        channels = config.n_embd
+        self.backend = backend
+        self.time_decay = nn.Parameter(torch.empty(channels))
+        self.time_first = nn.Parameter(torch.empty(channels))
+        self.time_mix_k = nn.Parameter(torch.empty(1, 1, channels))
+        self.time_mix_v = nn.Parameter(torch.empty(1, 1, channels))
+        self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
+        for site in self.sites:
+            setattr(self, site, Linear(channels, channels))
+        self.add_neurons(config, backend)
+
+    def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
+        old, new = state.membranes, {}
+        last = shift(x, state.shift)
+        k = self.project("key", torch.lerp(last, x, self.time_mix_k), old, new)
+        v = self.project("value", torch.lerp(last, x, self.time_mix_v), old, new)
+        r = self.project("receptance", torch.lerp(last, x, self.time_mix_r), old, new)
+        decay = -torch.exp(self.time_decay.float())
+        y, wkv = ops.wkv(decay, self.time_first, k, v, state.wkv, backend=self.backend)
+        y = self.project("output", torch.sigmoid(r) * y, old, new)
+        return y, MixState(x[:, -1], wkv, new)
+
+
+class ChannelMix(Mix):
+    """The feed-forward part: a gate x a matrix of relu(key)^2, with a token shift."""
+
+    sites = ("key", "receptance", "value")
+
+    def __init__(self, config: ModelConfig, backend: str) -> None:
+        super().__init__()
+        channels = config.n_embd
+        self.time_mix_k = nn.Parameter(torch.empty(1, 1, channels))
+        self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
+        self.key = Linear(channels, 4 * channels)
+        self.receptance = Linear(channels, channels)
+        self.value = Linear(4 * channels, channels)
+        self.add_neurons(config, backend)
+
+    def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
+        old, new = state.membranes, {}
+        last = shift(x, state.shift)
+        k = self.project("key", torch.lerp(last, x, self.time_mix_k), old, new)
+        r = self.project("receptance", torch.lerp(last, x, self.time_mix_r), old, new)
+        v = self.project("value", torch.square(torch.relu(k)), old, new)
+        return torch.sigmoid(r) * v, MixState(x[:, -1], None, new)
+
+
+class Block(nn.Module):
+    """Time mix (or `ffnPre`), then channel mix, each added to the residual; in `after`, by way of a LIF neuron."""
+
+    def __init__(self, config: ModelConfig, index: int, backend: str) -> None:
+        super().__init__()
+        channels = config.n_embd
+        if index == 0:
+            self.ln0 = nn.LayerNorm(channels)
+        self.ln1 = nn.LayerNorm(channels)
+        self.ln2 = nn.LayerNorm(channels)
+        self.att_name = "ffnPre" if index == 0 and config.architecture == "RWKV-ffnPre" else "att"
+        setattr(self, self.att_name, (ChannelMix if self.att_name == "ffnPre" else TimeMix)(config, backend))
+        self.ffn = ChannelMix(config, backend)
+        self.spiking = config.spikes == "after"
+        if self.spiking:
+            self.lif1 = LIF(config, backend)
+            self.lif2 = LIF(config, backend)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+        membranes: dict[str, Tensor] = {}
+        y, att = getattr(self, self.att_name)(self.ln1(x), state.att)
+        if self.spiking:
+            y, membranes["lif1"] = self.lif1(y, state.membranes["lif1"])
+        x = x + y
+        y, ffn = self.ffn(self.ln2(x), state.ffn)
+        if self.spiking:
+            y, membranes["lif2"] = self.lif2(y, state.membranes["lif2"])
+        return self.drop(x + y), BlockState(att, ffn, membranes)
+
+
+class SpikeGPT(nn.Module):
+    """The language model.
+
+    `logits, state = model(ids, state)`: ids [B, T] int64, logits [B, T, V] float32. Without a state the text begins.
+    A whole text, its tokens one by one, and chunks of any size give the same.
+    """
+
+    def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer: Tokenizer | None = None
+        self.emb = nn.Embedding(config.vocab_size, config.n_embd, _weight=torch.empty(config.vocab_size, config.n_embd))
+        self.emb_spike = SpikeEmbedding(config.surrogate_alpha) if config.spike_embedding else None
+        self.blocks = nn.ModuleList(Block(config, index, backend) for index in range(config.n_layer))
+        self.ln_out = nn.LayerNorm(config.n_embd)
+        self.head_neuron = self._make_head_neuron(config.event, backend) if config.event else None
+        self.head = Linear(config.n_embd, config.vocab_size)
+        initialise(self)
+
+    def _make_head_neuron(self, event: EventConfig, backend: str) -> EventNeuron:
+        activity = event.head_activity or event.activity
+        return EventNeuron(self.config.n_embd, event, activity, signed=True, backend=backend)
+
+    def init_state(self, batch_size: int = 1) -> State:
+        """The state before any token: zeros, and -1e38 for the largest exponent."""
+        like = self.ln_out.weight.detach().float()
+        channels = self.config.n_embd
+        at_rest = like.new_zeros(batch_size, channels)
+        empty = like.new_zeros(batch_size, 3, channels)
+        empty[:, 2] = -1e38
+
+        def mix(part: Mix) -> MixState:
+            wkv = empty if isinstance(part, TimeMix) else None
+            return MixState(at_rest, wkv, part.init_membranes(batch_size, like))
+
+        blocks = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            lifs = {"lif1": at_rest, "lif2": at_rest} if block.spiking else {}
+            blocks.append(BlockState(mix(getattr(block, block.att_name)), mix(block.ffn), lifs))
+        head = self.head_neuron is not None and self.head_neuron.has_membrane
+        return State(tuple(blocks), {"head_neuron": at_rest} if head else {})
+
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        x, state = self.features(ids, state)
+        if self.head_neuron is None:
+            return self.head(x).float(), state
+        events, membrane = self.head_neuron(x, state.membranes.get("head_neuron"))
+        logits = self.head(events).float() * self.head_neuron.unit
+        return logits, state if membrane is None else state._replace(membranes={"head_neuron": membrane})
+
+    def features(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """What the head reads, [B, T, C]: the last residual, normalised. The head neuron's membrane is left as it is."""
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
+        if state is None:
+            state = self.init_state(ids.shape[0])
+        x = self.emb(ids)
+        if self.emb_spike is not None:
+            x, _ = self.emb_spike(x)
+        x = self.blocks[0].ln0(x)
+        blocks = []
+        for block, old in zip(self.blocks, state.blocks, strict=True):
+            x, new = block(x, old)
+            blocks.append(new)
+        return self.ln_out(x), State(tuple(blocks), state.membranes)
+
+    def event_neurons(self) -> list[EventNeuron]:
+        """Every neuron in front of a matrix; empty unless the model is event-driven."""
+        return [module for module in self.modules() if isinstance(module, EventNeuron)]
+
+    def after_step(self) -> None:
+        """Let thresholds follow their target activity; called after each optimiser step."""
+        for neuron in self.event_neurons():
+            neuron.adapt()
+
+    def matrix_parameters(self) -> int:
+        """Weights that every token is multiplied with, the head's included (6 operations each in a training step)."""
+        return sum(module.weight.numel() for module in self.modules() if isinstance(module, Linear))

@@ -1,0 +1,113 @@
+"""Neurons as modules: pure steps `(input, membrane) -> (spikes, membrane)` that forward hooks can watch.
+
+B batch, T time (one token is one step of every neuron), C channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .config import EventConfig, ModelConfig
+
+
+class Neuron(nn.Module):
+    """Base of every neuron; `forward` returns spikes [B, T, C] and the membrane [B, C], or None if it keeps none."""
+
+    has_membrane = False
+
+
+class SpikeEmbedding(Neuron):
+    """H(z) = 1 if z >= 0 else 0, with the ATan surrogate gradient; no memory."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return ops.spike(x, self.alpha), None
+
+
+class LIF(Neuron):
+    """Leaky integrate-and-fire with a hard reset; see `ops.lif`."""
+
+    has_membrane = True
+
+    def __init__(self, config: ModelConfig, backend: str) -> None:
+        super().__init__()
+        self.tau, self.threshold, self.alpha = config.tau, config.threshold, config.surrogate_alpha
+        self.backend = backend
+
+    def forward(self, x: Tensor, membrane: Tensor | None) -> tuple[Tensor, Tensor]:
+        return ops.lif(
+            x, membrane, tau=self.tau, threshold=self.threshold, alpha=self.alpha, backend=self.backend
+        )
+
+
+class EventNeuron(Neuron):
+    """Turns the input of a matrix into small integers, most of them 0; see `ops.event`.
+
+    `threshold` follows the share of neurons that is meant to fire: each training step adds
+    `gain * (rate - activity)` to its logarithm (`adapt`). `unit` is what an event of 1 stands for.
+    """
+
+    threshold: Tensor
+    unit: Tensor
+    events_seen: Tensor
+    gain = 0.5
+    saturation = 0.002
+    """Share of neurons allowed at the largest event before the unit grows."""
+
+    def __init__(self, width: int, config: EventConfig, activity: float, *, signed: bool, backend: str) -> None:
+        super().__init__()
+        self.config, self.activity, self.backend = config, activity, backend
+        self.signed = signed and config.signed
+        self.has_membrane = config.has_membrane
+        self.register_buffer("threshold", torch.ones(1))
+        self.register_buffer("unit", torch.full((1,), 1 / config.resolution))
+        self.register_buffer("events_seen", torch.zeros(3), persistent=False)
+        self.width = width
+        if config.has_membrane:
+            start = torch.full((width,), _logit(max(config.leak, 0.02)))
+            if config.learn_leak:
+                self.leak_logit = nn.Parameter(start)
+            else:
+                self.register_buffer("leak_logit", start)
+
+    def leak(self) -> Tensor | None:
+        """[C] share of the membrane kept from token to token, or None if there is no memory."""
+        return torch.sigmoid(self.leak_logit) if self.has_membrane else None
+
+    def forward(self, x: Tensor, membrane: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        events, after = ops.event(
+            x, self.threshold.expand(self.width), self.unit.expand(self.width), self.leak(), membrane,
+            levels=self.config.levels, signed=self.signed, reset=self.config.reset, window=self.config.window,
+            backend=self.backend,
+        )  # fmt: skip
+        if self.training:
+            with torch.no_grad():
+                size = events.abs()
+                counted = torch.stack([(size > 0).sum(), (size >= self.config.levels).sum()])
+                self.events_seen[:2] += counted
+                self.events_seen[2] += events.numel()
+        return events, after if self.has_membrane else None
+
+    @torch.no_grad()
+    def adapt(self) -> None:
+        """Move the threshold towards the target activity, from the events since the last call."""
+        fired, largest, neurons = self.events_seen.tolist()
+        if neurons == 0:
+            return
+        self.threshold *= math.exp(self.gain * (fired / neurons - self.activity))
+        self.unit *= math.exp(self.gain * (fired / neurons - self.activity))
+        if self.config.levels > 1:
+            stretch = math.exp(max(-0.02, min(0.05, 5 * (largest / neurons - self.saturation))))
+            self.unit.copy_(torch.maximum(self.unit * stretch, self.threshold / self.config.resolution))
+        self.events_seen.zero_()
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
