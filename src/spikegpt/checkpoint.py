@@ -6,6 +6,7 @@ A training run keeps `checkpoints/step-00000200/`, each a model directory with t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -91,6 +92,9 @@ def read_config(directory: Path) -> ModelConfig:
     if values.pop("model_type", None) != "spikegpt":
         raise UserError(f"{path} does not describe a SpikeGPT model")
     _check_format(path, values.pop("format", None))
+    if "auto_map" in values:  # a directory for the Hugging Face hub: `transformers` adds fields of its own
+        own = {field.name for field in dataclasses.fields(ModelConfig)}
+        values = {name: value for name, value in values.items() if name in own}
     try:
         return ModelConfig.from_dict(values)
     except (ConfigError, TypeError) as error:
@@ -98,7 +102,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def load_weights(model: SpikeGPT, path: Path, *, device: torch.device | str = "cpu", assign: bool = False) -> None:
-    """Fill every parameter and saved buffer of `model` from `path`; `assign` replaces them, as the "meta" device needs."""
+    """Fill every parameter and saved buffer of `model` from `path`; `assign` replaces them, as a "meta" model needs."""
     expected = model.state_dict()
     with _open(path) as file:
         _check_tensors(path, {name: list(file.get_slice(name).get_shape()) for name in file.keys()}, expected)  # noqa: SIM118
@@ -110,23 +114,31 @@ def load_weights(model: SpikeGPT, path: Path, *, device: torch.device | str = "c
                 setattr(module, name, torch.zeros_like(buffer, device=device))
 
 
-def save_model(directory: PathLike, model: SpikeGPT, tokenizer: Tokenizer | None = None, *, force: bool = False) -> None:
-    """Write a model directory as a whole; one that exists is replaced only with `force`, and only if it is a model's."""
+def save_model(
+    directory: PathLike, model: SpikeGPT, tokenizer: Tokenizer | None = None, *, force: bool = False
+) -> None:
+    """Write a model directory as a whole; one that exists is replaced only with `force`, and only if it is a model.
+
+    `tokenizer` is by default the model's own. UsageError: there is none, or the directory must not be replaced.
+    """
     directory = Path(directory)
     tokenizer = tokenizer or model.tokenizer
     if tokenizer is None:
         raise UsageError("the model has no tokenizer to save with it; pass one")
-    if directory.exists():
-        _check_replaceable(directory, force)
+    check_replaceable(directory, force)
     write_directory(directory, lambda inside: write_model(inside, model, tokenizer))
 
 
 def write_model(directory: Path, model: SpikeGPT, tokenizer: Tokenizer) -> None:
     """Put the three files of a model into an existing directory."""
     tokenizer.save(directory)
-    described = {"format": FORMAT, "model_type": "spikegpt", **model.config.to_dict()}
-    write_json(directory / CONFIG, described)
+    write_json(directory / CONFIG, describe(model.config))
     write_tensors(directory / WEIGHTS, model.state_dict())
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """The contents of `config.json`."""
+    return {"format": FORMAT, "model_type": "spikegpt", **config.to_dict()}
 
 
 def publish(directory: Path, model: SpikeGPT, tokenizer: Tokenizer) -> None:
@@ -154,7 +166,7 @@ def save_checkpoint(
     run: Path, step: int, model: SpikeGPT, tokenizer: Tokenizer, *,
     tensors: dict[str, Tensor], values: dict[str, Any], keep: int,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of `step`, a full model directory with the trainer's `tensors` and `values`; keep the newest."""
+    """Write the checkpoint of `step`, a model directory with the trainer's `tensors` and `values`; keep the newest."""
 
     def fill(inside: Path) -> None:
         write_model(inside, model, tokenizer)
@@ -234,12 +246,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _check_replaceable(directory: Path, force: bool) -> None:
+def check_replaceable(directory: Path, force: bool) -> None:
+    """Refuse a directory that exists, unless it is empty or, with `force`, a model's."""
+    if not directory.exists():
+        return
     inside = {entry.name for entry in directory.iterdir()} if directory.is_dir() else {directory.name}
     if inside and not force:
         raise UsageError(f"{directory} already exists; choose another directory or replace it with force")
     if others := sorted(inside - _MODEL_FILES):
-        raise UsageError(f"{directory} holds other things than a model ({', '.join(others[:3])}); choose another directory")
+        raise UsageError(f"{directory} holds more than a model ({', '.join(others[:3])}); choose another directory")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -248,7 +263,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); the directory is damaged or of another program") from None
+        raise UserError(f"{path} is no JSON ({error}); the directory is damaged or of another program") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; the directory is of another program")
     return values
@@ -265,7 +280,7 @@ def _check_tensors(path: Path, found: dict[str, list[int]], expected: dict[str, 
     for verb, names in (("lacks", expected.keys() - found.keys()), ("has unknown", found.keys() - expected.keys())):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            raise UserError(f"{path} {verb} {len(names)} tensor{'s'[: len(names) > 1]} ({shown}): not this model's weights")
+            raise UserError(f"{path} {verb} {len(names)} tensor(s) ({shown}); these are not this model's weights")
     for name, shape in found.items():
         if shape != list(expected[name].shape):
             raise UserError(f"{path}: {name} is {shape}, but {CONFIG} makes it {list(expected[name].shape)}")

@@ -101,6 +101,8 @@ class ModelConfig:
     """L: number of blocks."""
     n_embd: int = 256
     """C: channels, the width of the residual."""
+    n_ffn: int | None = None
+    """Width of the channel mix's hidden layer; None: 4 C."""
     context: int = 1024
     """Tokens in a training sequence; running the model knows no limit."""
     spikes: Spikes = "after"
@@ -127,6 +129,8 @@ class ModelConfig:
         _choice("architecture", self.architecture, Architecture)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
+        if self.n_ffn is not None:
+            _positive("n_ffn", self.n_ffn)
         if self.spike_embedding is None:
             object.__setattr__(self, "spike_embedding", self.spikes == "after")
         if isinstance(self.event, dict):
@@ -139,6 +143,11 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, every field."""
         return dataclasses.asdict(self)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the channel mix's hidden layer."""
+        return self.n_ffn or 4 * self.n_embd
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -56,8 +57,8 @@ def documents(
     """The documents of the files, one after another; those of a text file join to exactly its text.
 
     A `.txt` file is split after each `separator` (and the line ends that follow it), any other text file is one
-    document, and so is the key `text` of each line of a `.jsonl` file (with its line end). `errors="replace"` puts
-    U+FFFD for what is not UTF-8, instead of a UserError that says where it is.
+    document, and so is the key `text` of each line of a `.jsonl` file (with its line end). What is not UTF-8, or is
+    NUL, is a UserError that says where; with `errors="replace"` it becomes U+FFFD (and is counted as such in bytes).
     """
     for file in expand(paths):
         for document in read_documents(file, separator=separator, errors=errors):
@@ -72,7 +73,7 @@ def read_documents(path: Path, *, separator: str | None = SEPARATOR, errors: Err
                 yield from _json_documents(path, stream, errors)
             else:
                 yield from _split(_decode(path, stream, errors), separator if kind(path) == ".txt" else None)
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is damaged or cut short: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

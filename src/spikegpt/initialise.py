@@ -17,7 +17,9 @@ _ZERO = ("att.key", "att.receptance", "att.output", "ffn.value", "ffn.receptance
 
 @torch.no_grad()
 def initialise(model: SpikeGPT) -> None:
-    """Fill every parameter of the model in place, from torch's random state."""
+    """Fill every parameter of the model in place, from torch's random state; on the meta device there is nothing to fill."""
+    if model.emb.weight.is_meta:
+        return
     config = model.config
     _orthogonal(model.emb.weight, 1e-4, gain=math.sqrt(max(config.vocab_size, config.n_embd)))
     _orthogonal(model.head.weight, 0.5)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import ops
 from .config import EventConfig, ModelConfig
@@ -43,6 +44,8 @@ class Mix(nn.Module):
     """What time mix and channel mix share: matrices, and in an event-driven model a neuron in front of each."""
 
     sites: tuple[str, ...]
+    hidden_site: str | None = None
+    """The matrix that reads the hidden layer, whose values are never negative."""
 
     def add_neurons(self, config: ModelConfig, backend: str) -> None:
         """Put an event neuron in front of each matrix, if this model has them there."""
@@ -51,7 +54,7 @@ class Mix(nn.Module):
             return
         for site in self.sites:
             matrix: Linear = getattr(self, site)
-            hidden = matrix.in_features > config.n_embd
+            hidden = site == self.hidden_site
             activity = config.event.hidden_activity if hidden else None
             self.neurons[site] = EventNeuron(
                 matrix.in_features, config.event, activity or config.event.activity,
@@ -113,15 +116,16 @@ class ChannelMix(Mix):
     """The feed-forward part: a gate x a matrix of relu(key)^2, with a token shift."""
 
     sites = ("key", "receptance", "value")
+    hidden_site = "value"
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
         channels = config.n_embd
         self.time_mix_k = nn.Parameter(torch.empty(1, 1, channels))
         self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
-        self.key = Linear(channels, 4 * channels)
+        self.key = Linear(channels, config.hidden)
         self.receptance = Linear(channels, channels)
-        self.value = Linear(4 * channels, channels)
+        self.value = Linear(config.hidden, channels)
         self.add_neurons(config, backend)
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
@@ -175,6 +179,8 @@ class SpikeGPT(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Tokenizer | None = None
+        self.gradient_checkpointing = False
+        """While training, compute blocks again on the way back rather than keep what they computed: slower, less memory."""
         self.emb = nn.Embedding(config.vocab_size, config.n_embd, _weight=torch.empty(config.vocab_size, config.n_embd))
         self.emb_spike = SpikeEmbedding(config.surrogate_alpha) if config.spike_embedding else None
         self.blocks = nn.ModuleList(Block(config, index, backend) for index in range(config.n_layer))
@@ -208,12 +214,7 @@ class SpikeGPT(nn.Module):
         return State(tuple(blocks), {"head_neuron": at_rest} if head else {})
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        x, state = self.features(ids, state)
-        if self.head_neuron is None:
-            return self.head(x).float(), state
-        events, membrane = self.head_neuron(x, state.membranes.get("head_neuron"))
-        logits = self.head(events).float() * self.head_neuron.unit
-        return logits, state if membrane is None else state._replace(membranes={"head_neuron": membrane})
+        return self.read_out(*self.features(ids, state))
 
     def features(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """What the head reads, [B, T, C]: the last residual, normalised. The head neuron's membrane is left as it is."""
@@ -221,15 +222,28 @@ class SpikeGPT(nn.Module):
             raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
         if state is None:
             state = self.init_state(ids.shape[0])
-        x = self.emb(ids)
+        x = self.emb(ids).to(self.ln_out.weight.dtype)  # full precision even where the matrices are stored in half
         if self.emb_spike is not None:
             x, _ = self.emb_spike(x)
         x = self.blocks[0].ln0(x)
         blocks = []
         for block, old in zip(self.blocks, state.blocks, strict=True):
-            x, new = block(x, old)
+            x, new = self._run(block, x, old)
             blocks.append(new)
         return self.ln_out(x), State(tuple(blocks), state.membranes)
+
+    def _run(self, block: nn.Module, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, x, state, use_reentrant=False)
+        return block(x, state)
+
+    def read_out(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """`features` [B, T, C] to logits [B, T, V] float32, through the head's neuron if there is one."""
+        if self.head_neuron is None:
+            return self.head(x).float(), state
+        events, membrane = self.head_neuron(x, state.membranes.get("head_neuron"))
+        logits = self.head(events).float() * self.head_neuron.unit
+        return logits, state if membrane is None else state._replace(membranes={"head_neuron": membrane})
 
     def event_neurons(self) -> list[EventNeuron]:
         """Every neuron in front of a matrix; empty unless the model is event-driven."""

@@ -94,8 +94,11 @@ class MetricsLog:
 
     def write(self, metrics: Metrics) -> None:
         """One line; the values may be None where nothing was measured."""
-        self._file.write(json.dumps({k: v for k, v in metrics.items() if v is not None}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({k: v for k, v in metrics.items() if v is not None}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._file.name}: {error.strerror}; free some space, then resume") from None
         if self._board is not None:
             for name, value in metrics.items():
                 if name != "step" and value is not None:
@@ -125,7 +128,7 @@ def metrics_log(out: Path, step: int, *, tensorboard: bool, main: bool) -> Itera
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Keep the lines up to `step`: a resumed run writes the later ones again (and a killed one may have cut its last)."""
+    """Keep whole lines up to `step`: a resumed run writes the later ones again, a killed one may have cut its last."""
     if not path.exists():
         return
     kept = []

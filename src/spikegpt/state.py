@@ -85,12 +85,13 @@ class State(NamedTuple):
         named = [state.named() for state in states]
         return State.from_named({name: torch.cat([other[name] for other in named]) for name in named[0]})
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a safetensors file, atomically."""
+    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+        """Write the state to a safetensors file, atomically, with `metadata` in its header."""
         from safetensors.torch import save
 
         path = Path(path)
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in self.named().items()})
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.named().items()}
+        data = save(tensors, dict(metadata or {}))
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
             try:
                 file.write(data)

@@ -24,7 +24,7 @@ from .errors import UsageError, UserError
 
 FILE_NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
-_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 # GPT-2's pattern, but line ends stand alone: a paragraph break is one token whatever follows it, and text cut
 # after a line end is split into the same words as the whole.
@@ -59,10 +59,13 @@ class Tokenizer(ABC):
             raise UserError(f"token {id} is outside the tokenizer's vocabulary of {self.vocab_size}")
         return self._table[id]
 
-    @property
-    @abstractmethod
+    @cached_property
     def _table(self) -> list[bytes]:
-        """The bytes of every token."""
+        return self._all_bytes()
+
+    @abstractmethod
+    def _all_bytes(self) -> list[bytes]:
+        """The bytes of every token, in the order of the ids."""
 
     @abstractmethod
     def _build(self) -> tokenizers.Tokenizer:
@@ -92,10 +95,13 @@ class ByteTokenizer(Tokenizer):
 
     kind = "bytes"
     vocab_size = 256
-    _table = [bytes([value]) for value in range(256)]
 
     def encode(self, text: str) -> np.ndarray:
+        """The bytes of `text`, int32 [T]."""
         return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
+
+    def _all_bytes(self) -> list[bytes]:
+        return [bytes([value]) for value in range(256)]
 
     def _build(self) -> tokenizers.Tokenizer:
         vocab = {symbol: value for value, symbol in enumerate(_BYTE_SYMBOLS)}
@@ -138,24 +144,24 @@ class CharTokenizer(Tokenizer):
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{path} is not a character vocabulary (a UTF-16 JSON object of id to character)") from error
+            raise UserError(f"{path} is not a UTF-16 JSON object of id to character") from error
         if sorted(chars) != list(range(len(chars))):
             raise UserError(f"{path} does not number its {len(chars)} characters 0 to {len(chars) - 1}")
         return cls(chars[id] for id in range(len(chars)))
 
     def encode(self, text: str) -> np.ndarray:
+        """The position of each character in `chars`, int32 [T]."""
         codes = _codes(text)
         ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
         if (ids < 0).any():
-            where = int(np.argmax(ids < 0))
+            char = text[int(np.argmax(ids < 0))]
             raise UserError(
-                f"character {text[where]!r} (U+{ord(text[where]):04X}, at position {where}) is not among the "
-                f"{self.vocab_size} characters of the vocabulary; leave it out, or use bytes or bpe"
+                f"the character {char!r} (U+{ord(char):04X}) is not among the {self.vocab_size} of the vocabulary; "
+                "leave it out, or use a tokenizer of bytes or bpe"
             )
         return ids
 
-    @cached_property
-    def _table(self) -> list[bytes]:
+    def _all_bytes(self) -> list[bytes]:
         return [char.encode() for char in self.chars]
 
     def _build(self) -> tokenizers.Tokenizer:
@@ -180,7 +186,7 @@ class BPETokenizer(Tokenizer):
         self._tokenizer = tokenizer
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
-        self.eos_id = next((vocab[token] for token in _END_TOKENS if token in vocab), None)
+        self.eos_id = next((vocab[token] for token in END_TOKENS if token in vocab), None)
 
     @classmethod
     def from_file(cls, path: str | Path) -> BPETokenizer:
@@ -191,15 +197,16 @@ class BPETokenizer(Tokenizer):
         return tokenizer
 
     def encode(self, text: str) -> np.ndarray:
+        """The ids of `text` after the library's normalisation and merges, int32 [T]; nothing is added at its ends."""
         _utf8(text)
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each text, on all cores."""
         batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in batch]
 
-    @cached_property
-    def _table(self) -> list[bytes]:
+    def _all_bytes(self) -> list[bytes]:
         table = [b""] * self.vocab_size
         value_of = {symbol: value for value, symbol in enumerate(_BYTE_SYMBOLS)}
         for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
@@ -306,7 +313,7 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the text holds half a surrogate pair at position {error.start}, which is no character") from error
+        raise UserError(f"position {error.start} of the text holds half a surrogate pair, no character") from error
 
 
 def _codes(text: str) -> np.ndarray:

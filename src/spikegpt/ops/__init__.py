@@ -1,7 +1,7 @@
-"""The operators that run along time, one door each: `wkv`, `lif`, `event`.
+"""The operators that run along time, one door each: `wkv`, `lif`, `event` (and `spike`, which needs no time).
 
-Backends: "reference" (plain PyTorch, the specification), "native" (C++ on the CPU). "auto" takes native where it is built
-and the tensors are float32 (or narrower) on the CPU, else reference; an explicit choice is never swapped.
+Backends: "reference" (plain PyTorch, the specification), "native" (C++ on the CPU). "auto" takes native where it is
+built and the tensors are float32 (or narrower) on the CPU, else reference; an explicit choice is never swapped.
 Shapes: B batch, T time in tokens, C channels. Half-width inputs are computed, and returned, in float32.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from torch import Tensor
 from ..errors import UserError
 from . import native, reference
 
-__all__ = ["Backend", "available", "event", "lif", "spike", "wkv"]
+__all__ = ["BACKENDS", "available", "event", "lif", "spike", "wkv"]
 
-Backend = Literal["auto", "reference", "native"]
+BACKENDS = ("auto", "reference", "native")
 
 START_EXPONENT = -1e38
 """Max exponent of a WKV state that has seen nothing."""
@@ -30,13 +30,8 @@ def available() -> dict[str, str | bool]:
     return {"reference": True, "native": native.MISSING or True}
 
 
-def spike(z: Tensor, alpha: float = 2.0) -> Tensor:
-    """H(z) = 1 where z >= 0 else 0, any shape; its gradient is the ATan surrogate's of steepness `alpha`."""
-    return reference.Spike.apply(z, alpha)
-
-
 def wkv(
-    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor | None = None, *, backend: Backend = "auto"
+    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """RWKV-4's weighted average of the values seen so far (Peng et al., arXiv 2305.13048), with a running maximum.
 
@@ -60,6 +55,11 @@ def wkv(
     return _pick(backend, *inputs).wkv(*inputs)
 
 
+def spike(z: Tensor, alpha: float = 2.0) -> Tensor:
+    """H(z): 1 where z >= 0, else 0, in any shape; ATan surrogate dH/dz = (alpha/2) / (1 + (pi/2 alpha z)^2)."""
+    return reference.spike(z, float(alpha))
+
+
 def lif(
     x: Tensor,
     membrane: Tensor | None = None,
@@ -67,14 +67,14 @@ def lif(
     tau: float = 2.0,
     threshold: float = 1.0,
     alpha: float = 2.0,
-    backend: Backend = "auto",
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Leaky integrate-and-fire with a hard reset to 0: H = V + (X - V) / tau, S = [H >= threshold], V = (1 - S) H.
 
     Args:
         x: [B, T, C], input current.
         membrane: [B, C], V left by the tokens before; None: 0.
-        tau: time constant in tokens. threshold: of firing. alpha: steepness of the ATan surrogate (`reference.Spike`).
+        tau: time constant in tokens. threshold: of firing. alpha: steepness of the ATan surrogate (see `spike`).
     Returns:
         spikes [B, T, C] of 0 and 1, and the membrane [B, C] after the last token; the gradient flows through the reset.
     """
@@ -97,20 +97,21 @@ def event(
     signed: bool = True,
     reset: Literal["hard", "soft"] = "hard",
     window: float = 0.0,
-    backend: Backend = "auto",
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Graded events: H = leak M + X; n = sign(H) min(ceil(max(|H| - threshold, 0) / unit), levels).
 
     The membrane M is then H where n = 0, else 0 (hard reset) or H - n unit (soft). An event stands for n unit.
-    dn/dH = 1/unit where threshold (1 - window) < |H| <= threshold (1 + window) + levels unit, else 0; it flows through the
-    soft reset, and a hard one cuts the membrane's gradient.
+    dn/dH = 1/unit where threshold (1 - window) < |H| <= threshold (1 + window) + levels unit, else 0; it flows through
+    the soft reset, and a hard one cuts the membrane's gradient.
 
     Args:
         x: [B, T, C], input current.
         threshold, unit: [C], positive, without gradient.
         leak: [C] in [0, 1), share of the membrane kept per token; None: memoryless (`membrane` comes back untouched).
         membrane: [B, C], M left by the tokens before; None: 0.
-        levels: largest event. signed: whether |H| or only a positive H fires. window: slack of the gradient, in thresholds.
+        levels: largest event. signed: whether |H| or only a positive H fires. reset: "hard" or "soft".
+        window: slack of the gradient, in thresholds.
     Returns:
         events [B, T, C], integer-valued, and the membrane [B, C] after the last token.
     """
@@ -150,9 +151,9 @@ def _same_shape(name: str, tensor: Tensor, other: Tensor) -> None:
     _expect(name, tensor, tuple(other.shape))
 
 
-def _pick(backend: Backend, *tensors: Tensor) -> ModuleType:
-    if backend not in get_args(Backend):
-        raise UserError(f"backend {backend!r} is not one of {', '.join(get_args(Backend))}")
+def _pick(backend: str, *tensors: Tensor) -> ModuleType:
+    if backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if backend == "reference":
         return reference
     reason = native.MISSING or _unfit(tensors)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Spike(torch.autograd.Function):
+class _Spike(torch.autograd.Function):
     """H(z) = 1 where z >= 0, with the ATan surrogate dH/dz = (alpha/2) / (1 + (pi/2 alpha z)^2)."""
 
     @staticmethod
@@ -25,18 +25,16 @@ class Spike(torch.autograd.Function):
         ctx.save_for_backward(z)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
-        return grad * (ctx.alpha / 2) / (1 + (math.pi / 2 * ctx.alpha * z) ** 2), None
+        return grads[0] * (ctx.alpha / 2) / (1 + (math.pi / 2 * ctx.alpha * z) ** 2), None
 
 
-class Event(torch.autograd.Function):
+class _Event(torch.autograd.Function):
     """The overshoot of |h| (or h) above a threshold, in units, rounded up: straight-through over the rounding only."""
 
     @staticmethod
-    def forward(
-        h: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float
-    ) -> Tensor:
+    def forward(h: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float) -> Tensor:
         size = h.abs() if signed else h
         count = ((size - threshold).clamp(min=0) / unit).ceil().clamp(max=levels)
         return count * h.sign() if signed else count
@@ -47,12 +45,17 @@ class Event(torch.autograd.Function):
         ctx.save_for_backward(h, threshold, unit)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h, threshold, unit = ctx.saved_tensors
         size = h.abs() if ctx.signed else h
         margin = threshold * ctx.window
         passes = (size > threshold - margin) & (size <= threshold + unit * ctx.levels + margin)
-        return torch.where(passes, grad / unit, 0), None, None, None, None, None
+        return torch.where(passes, grads[0] / unit, 0), None, None, None, None, None
+
+
+def spike(z: Tensor, alpha: float) -> Tensor:
+    """See `ops.spike`."""
+    return _Spike.apply(z, alpha)
 
 
 def wkv(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +78,7 @@ def lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float)
     outputs = []
     for x_t in x.unbind(1):
         charged = membrane + (x_t - membrane) / tau
-        spikes = Spike.apply(charged - threshold, alpha)
+        spikes = spike(charged - threshold, alpha)
         membrane = (1 - spikes) * charged
         outputs.append(spikes)
     return torch.stack(outputs, 1) if outputs else torch.empty_like(x), membrane.clone()
@@ -94,11 +97,11 @@ def event(
 ) -> tuple[Tensor, Tensor]:
     """See `ops.event`; `membrane` is given."""
     if leak is None:
-        return Event.apply(x, threshold, unit, levels, signed, window), membrane
+        return _Event.apply(x, threshold, unit, levels, signed, window), membrane
     outputs = []
     for x_t in x.unbind(1):
         charged = leak * membrane + x_t
-        events = Event.apply(charged, threshold, unit, levels, signed, window)
+        events = _Event.apply(charged, threshold, unit, levels, signed, window)
         membrane = torch.where(events == 0, charged, 0) if hard else charged - events * unit
         outputs.append(events)
     return torch.stack(outputs, 1) if outputs else torch.empty_like(x), membrane.clone()

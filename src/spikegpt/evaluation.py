@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import data
+from .corpus import expand, pieces, read_documents
 from .errors import UsageError, UserError
 from .meter import SpikeMeter
 from .tokenizer import Tokenizer
+
+Report = Callable[[int, int], object]
+"""Hears how many of how many tokens are read."""
+_PIECE = 1 << 16  # characters tokenised at a time, on all cores
 
 
 @dataclass(frozen=True)
@@ -47,46 +51,70 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any, source: str | os.PathLike[str], *, tokenizer: Tokenizer | None = None, chunk: int = 1024
-) -> Evaluation:
-    """Bits per byte of a text, or of the file or folder that `source` (a Path, or a str that names one) stands for.
-
-    The state is carried through all of it. Raises UsageError where the model has no tokenizer.
-    """
-    tokenizer = tokenizer_of(model, tokenizer)
-    if isinstance(source, os.PathLike) or _is_path(source):
-        return evaluate_files(model, [source], tokenizer=tokenizer, chunk=chunk)
-    return bits_on_tokens(model, tokenizer.encode(source), len(source.encode()), chunk=chunk)
-
-
-def evaluate_files(
     model: Any,
-    paths: list[str | os.PathLike[str]],
+    source: str | os.PathLike[str],
     *,
     tokenizer: Tokenizer | None = None,
     chunk: int = 1024,
     streams: int = 1,
+    report: Report | None = None,
 ) -> Evaluation:
-    """Bits per byte of files, folders and globs (`data.documents`), read as one long text."""
+    """Bits per byte of a text, or of the file or folder that `source` (a Path, or a str that names one) stands for.
+
+    The state is carried through all of it; `chunk`, `streams` and `report` as in `bits_on_tokens`. Raises UsageError
+    where the model has no tokenizer, UserError where a file cannot be read.
+    """
+    if isinstance(source, os.PathLike) or _is_path(source):
+        return evaluate_files(
+            model, [Path(source)], tokenizer=tokenizer, chunk=chunk, streams=streams, report=report
+        )
+    ids = tokenizer_of(model, tokenizer).encode(source)
+    return bits_on_tokens(model, ids, len(source.encode()), chunk=chunk, streams=streams, report=report)
+
+
+def evaluate_files(
+    model: Any,
+    paths: Sequence[Path],
+    *,
+    tokenizer: Tokenizer | None = None,
+    chunk: int = 1024,
+    streams: int = 1,
+    report: Report | None = None,
+) -> Evaluation:
+    """Bits per byte of files, folders and globs (see `corpus.expand`), read as one text.
+
+    As in training, the end of a file is a token of its own, if the tokenizer has one; it adds no bytes.
+    """
     tokenizer = tokenizer_of(model, tokenizer)
-    ids, n_bytes = [], 0
-    for text in data.documents([Path(path) for path in paths]):
-        ids.append(tokenizer.encode(text))
-        n_bytes += len(text.encode())
-    if not ids:
-        raise UserError(f"{', '.join(map(str, paths))} holds no text")
-    return bits_on_tokens(model, np.concatenate(ids), n_bytes, chunk=chunk, streams=streams)
+    end = [] if tokenizer.eos_id is None else [np.array([tokenizer.eos_id])]
+    ids, n_bytes = [np.empty(0, np.int32)], 0
+    for path in expand(paths):
+        for document in read_documents(path):
+            ids += tokenizer.encode_many(list(pieces(document.text, _PIECE))) + (end if document.ends else [])
+            n_bytes += len(document.text.encode())
+    return bits_on_tokens(model, np.concatenate(ids), n_bytes, chunk=chunk, streams=streams, report=report)
 
 
-def bits_on_tokens(model: Any, ids: np.ndarray, n_bytes: int, *, chunk: int = 1024, streams: int = 1) -> Evaluation:
+def bits_on_tokens(
+    model: Any,
+    ids: np.ndarray,
+    n_bytes: int,
+    *,
+    chunk: int = 1024,
+    streams: int = 1,
+    report: Report | None = None,
+) -> Evaluation:
     """Bits that `ids` [N], the tokens of `n_bytes` bytes of text, cost the model.
 
     Each token is predicted from all before it, `chunk` tokens at a time. The first has none before it and is charged
     log2(V), so that every byte is paid for. With `streams` > 1 the tokens are read as that many contiguous parts in one
     batch: faster, but only approximate, for each part begins with an empty state and the one token before it.
+    `report` hears of every chunk. Raises UserError for fewer than 2 tokens.
     """
     if len(ids) < 2:
         raise UserError(f"a text of {len(ids)} tokens is too short to evaluate; at least 2 are needed")
+    if chunk < 1 or streams < 1:
+        raise UsageError(f"chunk={chunk} and streams={streams} must be above zero")
     device = device_of(model)
     inputs, targets = _streams(ids, streams)
     nats = math.log(model.config.vocab_size)
@@ -95,6 +123,8 @@ def bits_on_tokens(model: Any, ids: np.ndarray, n_bytes: int, *, chunk: int = 10
         for start in range(0, inputs.shape[1], chunk):
             logits, state = model(inputs[:, start : start + chunk].to(device), state)
             nats += _nats(logits, targets[:, start : start + chunk].to(device))
+            if report is not None:
+                report(min((start + chunk) * len(inputs), len(ids)), len(ids))
     bits = nats / math.log(2)
     return Evaluation(
         bits_per_byte=bits / n_bytes,

@@ -1,0 +1,55 @@
+"""What commands do first: load a model, look at the machine."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from .. import __version__, ops
+from ..checkpoint import load
+from ..errors import UsageError, UserError
+from ..model import SpikeGPT
+
+
+def load_model(name: str | None, device: str | None, backend: str, reference_generation: bool = False) -> SpikeGPT:
+    """The model of that name on a device that is here; None: a GPU if there is one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no device {device!r} here: {str(error).splitlines()[0]}; try cpu") from None
+    model = load(name, device=device, backend=backend)
+    if not reference_generation:
+        return model
+    from ..reference_generation import reference_generation as as_published
+
+    return as_published(model)
+
+
+def describe(name: str | None) -> dict[str, Any]:
+    """Facts about this installation and a model, as JSON values."""
+    facts: dict[str, Any] = {
+        "spikegpt": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "operators": ops.available(),
+    }
+    try:
+        model = load(name)
+    except UserError as error:
+        if name is not None:
+            raise
+        return facts | {"model": f"none: {error}"}
+    assert model.tokenizer is not None
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return facts | {
+        "model": name or "shipped",
+        "parameters": parameters,
+        "tokenizer": model.tokenizer.kind,
+        "config": {key: value for key, value in model.config.to_dict().items() if value is not None},
+    }

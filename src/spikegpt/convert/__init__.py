@@ -1,0 +1,145 @@
+"""Weights in and out: published SpikeGPT and RWKV-4 `.pth` files and rwkv.cpp's, to a model directory and back.
+
+Every file is mapped and copied tensor by tensor, which keeps memory small; nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..checkpoint import CONFIG, WEIGHTS, check_replaceable, describe, read_config, write_directory, write_json
+from ..config import ModelConfig
+from ..errors import UsageError, UserError
+from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from . import published, rwkvcpp
+from .layout import check, config_of, renamed
+from .stored import read_safetensors, write_atomically, write_safetensors
+
+__all__ = ["Conversion", "Kind", "convert"]
+
+Kind = Literal["spikegpt", "rwkv4"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and what had to be assumed."""
+
+    destination: Path
+    config: ModelConfig
+    assumed: str | None = None
+    """What neither the weights nor an option said, with the option that says otherwise."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values: the shape of the model, and where it is."""
+        config = self.config
+        facts = {"written": str(self.destination), "architecture": config.architecture, "layers": config.n_layer}
+        facts |= {"channels": config.n_embd, "vocabulary": config.vocab_size, "spikes": config.spikes}
+        facts |= {"spike_embedding": config.spike_embedding}
+        return facts | ({"assumed": self.assumed} if self.assumed else {})
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    kind: Kind | None = None,
+    spike_embedding: bool | None = None,
+    force: bool = False,
+) -> Conversion:
+    """Convert weights from one form to another; the forms are read off `source` and the name of `destination`.
+
+    A `.pth` (SpikeGPT's or RWKV-4's state dict) or an rwkv.cpp file becomes a model directory; a model directory
+    becomes a `.pth` that the reference loads or, of an RWKV-4, an rwkv.cpp file (`.bin`).
+
+    Args:
+        tokenizer: "bytes", a `tokenizer.json`, or a character vocabulary in UTF-16 JSON; None: bytes for 256 tokens.
+        kind: which of the two trained the weights, for both have the same names and shapes; None: RWKV-4 in rwkv.cpp's
+            format or by the name "RWKV-4...", else SpikeGPT.
+        spike_embedding: whether the embedding is made binary; None: in a SpikeGPT.
+        force: replace a destination that exists.
+    """
+    source, destination = Path(source), Path(destination)
+    if not source.exists():
+        raise UsageError(f"there is no {source}")
+    if destination.exists() and source.samefile(destination):
+        raise UsageError(f"{source} cannot be converted onto itself; choose another destination")
+    if source.is_dir():
+        if (tokenizer, kind, spike_embedding) != (None, None, None):
+            raise UsageError(f"{source} says itself what its weights are; leave the options about that away")
+        return _export(source, destination, force)
+    if kind is not None and kind not in get_args(Kind):
+        raise UsageError(f"kind={kind!r} is not one of {', '.join(get_args(Kind))}")
+    return _import(source, destination, tokenizer, kind, spike_embedding, force)
+
+
+def _import(
+    source: Path, destination: Path, tokenizer: str | None, kind: Kind | None, spike_embedding: bool | None, force: bool
+) -> Conversion:
+    if destination.suffix in (published.SUFFIX, rwkvcpp.SUFFIX):
+        raise UsageError(f"{source} becomes a model directory first; convert that to {destination.name}")
+    check_replaceable(destination, force)
+    foreign = rwkvcpp if rwkvcpp.is_one(source) else published
+    stored = foreign.read(source)
+    assumed = None
+    if kind is None and foreign is rwkvcpp:
+        kind = "rwkv4"
+    elif kind is None:
+        kind, other = ("rwkv4", "spikegpt") if source.name.lower().startswith("rwkv-4") else ("spikegpt", "rwkv4")
+        assumed = f"taken for weights of {_TITLES[kind]}; if they are {_TITLES[other]}'s, say --kind {other}"
+    spikes = "after" if kind == "spikegpt" else "none"
+    config = config_of(source, stored, spikes=spikes, spike_embedding=spike_embedding)
+    chosen = _tokenizer(tokenizer, config.vocab_size)
+
+    def fill(inside: Path) -> None:
+        chosen.save(inside)
+        write_json(inside / CONFIG, describe(config))
+        write_safetensors(inside / WEIGHTS, renamed(stored, config))
+
+    write_directory(destination, fill)
+    return Conversion(destination, config, assumed)
+
+
+_TITLES = {"spikegpt": "SpikeGPT", "rwkv4": "RWKV-4"}
+
+
+def _export(source: Path, destination: Path, force: bool) -> Conversion:
+    config = read_config(source)
+    if destination.suffix not in (published.SUFFIX, rwkvcpp.SUFFIX):
+        raise UsageError(f"{destination}: name it .pth, or .bin for rwkv.cpp, to say what the model is to become")
+    foreign = published if destination.suffix == published.SUFFIX else rwkvcpp
+    foreign.check(source, config)
+    stored = read_safetensors(source / WEIGHTS)
+    check(source / WEIGHTS, stored, config)
+    if destination.exists() and not force:
+        raise UsageError(f"{destination} already exists; choose another name or replace it with --force")
+    write_atomically(destination, lambda path: foreign.write(path, config, stored))
+    return Conversion(destination, config)
+
+
+def _tokenizer(name: str | None, vocab_size: int) -> Tokenizer:
+    """The tokenizer called `name`, which must have `vocab_size` tokens."""
+    if name is None and vocab_size != ByteTokenizer.vocab_size:
+        raise UsageError(
+            f"the weights have {vocab_size} tokens: say which with --tokenizer "
+            + ("20B_tokenizer.json" if vocab_size == 50277 else "FILE (a tokenizer.json, or characters in UTF-16 JSON)")
+        )
+    tokenizer = ByteTokenizer() if name in (None, "bytes") else _read_tokenizer(Path(name))
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"the tokenizer {name or 'bytes'} has {tokenizer.vocab_size} tokens, the weights {vocab_size}: "
+            "they do not belong together; name another with --tokenizer"
+        )
+    return tokenizer
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer file: UTF-16 (its byte order mark tells) is a character vocabulary, else it is a `tokenizer.json`."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                return CharTokenizer.from_reference_json(path)
+    return load_tokenizer(path)

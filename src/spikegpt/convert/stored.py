@@ -1,0 +1,120 @@
+"""Tensors that stay in their file until they are needed, and files written one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types of weights by their name in safetensors."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, not read yet."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data."""
+        return self.size * self.dtype.itemsize
+
+    def reshaped(self, shape: tuple[int, ...]) -> Stored:
+        """The same data in another shape."""
+        return Stored(self.dtype, shape, lambda: self.read().reshape(shape))
+
+
+def mapped(bytes_: np.ndarray, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Stored:
+    """A tensor in a file mapped as bytes; reading it copies only where the file does not align it."""
+    end = offset + int(np.prod(shape)) * dtype.itemsize
+
+    def read() -> Tensor:
+        part = bytes_[offset:end]
+        if offset % dtype.itemsize:
+            part = part.copy()
+        return torch.from_numpy(part).view(dtype).reshape(shape)
+
+    return Stored(dtype, shape, read)
+
+
+def map_file(path: Path) -> np.ndarray:
+    """The bytes of a file, mapped; writing to them changes only the memory."""
+    return np.asarray(np.memmap(path, np.uint8, "c"))
+
+
+def read_safetensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, each with a storage of its own."""
+    try:
+        data = map_file(path)
+        (length,) = struct.unpack("<Q", data[:8].tobytes())
+        entries = _entries(json.loads(data[8 : 8 + length].tobytes()), len(data) - 8 - length)
+        return {name: mapped(data, 8 + length + start, dtype, shape) for name, dtype, shape, start in entries}
+    except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file of weights ({error})") from None
+
+
+def _entries(header: dict[str, Any], available: int) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], int]]:
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if not 0 <= start <= end <= available or end - start != int(np.prod(shape)) * dtype.itemsize:
+            raise ValueError(f"{name} lies outside the file")
+        yield name, dtype, shape, start
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:
+    """A safetensors file: the header, then the tensors one by one, wider types first, which keeps them aligned."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        stored = tensors[name]
+        start, end = end, end + stored.nbytes
+        header[name] = {"dtype": _NAMES[stored.dtype], "shape": stored.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            write_data(file, tensors[name].read())
+
+
+def write_data(file: BinaryIO, tensor: Tensor) -> None:
+    """The elements of a tensor, in order, as they lie in memory."""
+    file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make the file under a hidden name, flush it to the disk and rename it: all of it or nothing."""
+    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(staged)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from None
+    finally:
+        staged.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+// The parts between the products, over a run of channels: plain loops that vectorise. Local to the translation unit.
+#pragma once
+
+#include "../../ops/csrc/lanes.h"
+#include "model.h"
+
+namespace {
+
+using namespace spikegpt::engine;
+
+struct Moments {
+  float mean, scale;
+};
+
+// Added in one fixed order whatever the instruction set and the number of threads.
+inline float fold(const float *partial) {
+  float total = 0.0f;
+  for (int lane = 0; lane < 64; ++lane) total += partial[lane];
+  return total;
+}
+
+inline Moments moments(const float *__restrict x, int count) {
+  const int whole = count / 64 * 64;
+  float sums[64] = {};
+  for (int c = 0; c < whole; c += 64)
+    for (int lane = 0; lane < 64; ++lane) sums[lane] += x[c + lane];
+  for (int c = whole; c < count; ++c) sums[c - whole] += x[c];
+  const float mean = fold(sums) / static_cast<float>(count);
+  float squares[64] = {};
+  for (int c = 0; c < whole; c += 64)
+    for (int lane = 0; lane < 64; ++lane) squares[lane] += (x[c + lane] - mean) * (x[c + lane] - mean);
+  for (int c = whole; c < count; ++c) squares[c - whole] += (x[c] - mean) * (x[c] - mean);
+  return {mean, 1.0f / __builtin_sqrtf(fold(squares) / static_cast<float>(count) + 1e-5f)};
+}
+
+inline void normalise(const float *__restrict x, Moments of, const Norm &norm, int begin, int end,
+                      float *__restrict out) {
+  const float *__restrict gain = norm.gain, *__restrict bias = norm.bias;
+  for (int c = begin; c < end; ++c) out[c] = (x[c] - of.mean) * of.scale * gain[c] + bias[c];
+}
+
+// torch.lerp(last, now, weight)
+inline void mix_tokens(const float *__restrict last, const float *__restrict now, const float *__restrict weight,
+                       int begin, int end, float *__restrict out) {
+  for (int c = begin; c < end; ++c) {
+    const float step = now[c] - last[c];
+    out[c] = weight[c] < 0.5f ? last[c] + weight[c] * step : now[c] - step * (1.0f - weight[c]);
+  }
+}
+
+// ceil(max(size - threshold, 0) / unit), at most `levels`; see ops.event.
+inline float graded(float size, float threshold, float unit, float levels) {
+  const float over = size - threshold;
+  const float exact = (over < 0.0f ? 0.0f : over) / unit;
+  const float bounded = levels < exact ? levels : exact;
+  const float to_integer = 8388608.0f;  // 2^23: a float this large has no fraction
+  const float nearest = (bounded + to_integer) - to_integer;
+  return nearest < bounded ? nearest + 1.0f : nearest;
+}
+
+template <bool is_signed>
+inline float event_of(float h, float threshold, float unit, float levels) {
+  const float n = graded(is_signed && h < 0.0f ? -h : h, threshold, unit, levels);
+  return is_signed && h < 0.0f ? -n : n;
+}
+
+template <bool is_signed>
+inline void fire_at_once(const Site &site, const float *__restrict x, int begin, int end, float levels,
+                         int8_t *__restrict events) {
+  const float *__restrict threshold = site.threshold;
+  const float unit = site.unit;
+  for (int c = begin; c < end; ++c)
+    events[c] = static_cast<int8_t>(static_cast<int>(event_of<is_signed>(x[c], threshold[c], unit, levels)));
+}
+
+template <bool is_signed, bool hard>
+inline void fire_membrane(const Site &site, const float *__restrict x, int begin, int end, float levels,
+                          float *__restrict membrane, int8_t *__restrict events) {
+  const float *__restrict threshold = site.threshold, *__restrict leak = site.leak;
+  const float unit = site.unit;
+  for (int c = begin; c < end; ++c) {
+    const float h = leak[c] * membrane[c] + x[c];
+    const float n = event_of<is_signed>(h, threshold[c], unit, levels);
+    membrane[c] = hard ? (n == 0.0f ? h : 0.0f) : h - n * unit;
+    events[c] = static_cast<int8_t>(static_cast<int>(n));
+  }
+}
+
+// The neuron in front of `site`, for token `t`: x -> events, through the membrane if it has one.
+inline void fire(const Model &model, const Site &site, const float *x, int begin, int end, float *state, int t) {
+  int8_t *events = site.events + static_cast<int64_t>(t) * site.stride;
+  if (!site.leak) {
+    (site.is_signed ? fire_at_once<true> : fire_at_once<false>)(site, x, begin, end, model.levels, events);
+    return;
+  }
+  float *membrane = state + site.membrane;
+  if (model.hard)
+    (site.is_signed ? fire_membrane<true, true> : fire_membrane<false, true>)(site, x, begin, end, model.levels,
+                                                                              membrane, events);
+  else
+    (site.is_signed ? fire_membrane<true, false> : fire_membrane<false, false>)(site, x, begin, end, model.levels,
+                                                                                membrane, events);
+}
+
+inline float sigmoid(float x) {
+  const float e = exp_negative(x < 0.0f ? x : -x);
+  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+// One token of ops.wkv, gated: out = sigmoid(r) * wkv(k, v). Of two exponentials one is always exp(0).
+inline void wkv(const Mix &mix, const float *__restrict k, const float *__restrict v, const float *__restrict r,
+                int begin, int end, int channels, float *__restrict state, float *__restrict out) {
+  float *__restrict numerator = state, *__restrict denominator = state + channels;
+  float *__restrict exponent = state + 2 * static_cast<int64_t>(channels);
+  const float *__restrict decay = mix.decay, *__restrict first = mix.first;
+  for (int c = begin; c < end; ++c) {
+    const float ahead = exponent[c] - (first[c] + k[c]);
+    const float smaller = exp_negative(ahead < 0.0f ? ahead : -ahead);
+    const float past = ahead < 0.0f ? smaller : 1.0f, now = ahead < 0.0f ? 1.0f : smaller;
+    out[c] = sigmoid(r[c]) * ((past * numerator[c] + now * v[c]) / (past * denominator[c] + now));
+  }
+  for (int c = begin; c < end; ++c) {
+    const float faded = exponent[c] + decay[c], ahead = faded - k[c];
+    const float smaller = exp_negative(ahead < 0.0f ? ahead : -ahead);
+    const float past = ahead < 0.0f ? smaller : 1.0f, now = ahead < 0.0f ? 1.0f : smaller;
+    numerator[c] = past * numerator[c] + now * v[c];
+    denominator[c] = past * denominator[c] + now;
+    exponent[c] = ahead < 0.0f ? k[c] : faded;
+  }
+}
+
+}  // namespace

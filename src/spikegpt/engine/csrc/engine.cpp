@@ -1,0 +1,282 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace spikegpt::engine {
+
+namespace baseline {
+extern const Walk walk;
+}
+#if defined(SPIKEGPT_X86)
+namespace avx2 {
+extern const Walk walk;
+}
+namespace avx512vnni {
+extern const Walk walk;
+}
+#endif
+
+std::vector<const Walk *> supported() {
+  std::vector<const Walk *> walks;
+#if defined(SPIKEGPT_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+    walks.push_back(&avx512vnni::walk);
+  if (__builtin_cpu_supports("avx2")) walks.push_back(&avx2::walk);
+#endif
+  walks.push_back(&baseline::walk);
+  return walks;
+}
+
+namespace {
+
+int divide_up(int a, int b) { return (a + b - 1) / b; }
+int round_up(int a, int b) { return divide_up(a, b) * b; }
+
+const Walk *find(const std::string &name) {
+  for (const Walk *walk : supported())
+    if (name.empty() || name == walk->name) return walk;
+  throw std::invalid_argument("this machine has no instruction set " + name);
+}
+
+// Blocks of a tile: the widest that leaves the busiest thread nearly as little as any other would.
+int blocks_of_tile(int blocks, int most, int threads) {
+  const auto busiest = [&](int width) { return divide_up(divide_up(blocks, width), threads) * width; };
+  int least = busiest(1);
+  for (int width = most; width > 1; --width)
+    if (busiest(width) * 100 <= least * 103) return width;
+  return 1;
+}
+
+std::size_t bytes_of(const Tensors &tensors) {
+  std::size_t total = 0;
+  for (const auto &[name, tensor] : tensors) {
+    std::size_t count = 4;
+    for (int64_t n : tensor.shape) count *= static_cast<std::size_t>(n);
+    total += count;
+  }
+  return total;
+}
+
+}  // namespace
+
+Engine::Engine(const Settings &settings, const Tensors &tensors, const Layout &layout)
+    : settings_(settings),
+      tensors_(&tensors),
+      layout_(&layout),
+      walk_(find(settings.isa)),
+      arena_(2 * bytes_of(tensors) + (std::size_t{64} << 20) * (1 + settings.threads)),
+      team_(settings.threads) {
+  const int channels = settings.channels;
+  model_.layers = settings.layers;
+  model_.channels = channels;
+  model_.vocab = settings.vocab;
+  model_.threads = settings.threads;
+  model_.levels = settings.levels;
+  model_.hard = settings.hard;
+  model_.spike_embedding = settings.spike_embedding;
+  const Tensor &embedding = tensor("emb.weight", Tensor::kInt8, {settings.vocab, channels});
+  const std::size_t count = static_cast<std::size_t>(settings.vocab) * channels;
+  int8_t *rows = arena_.take<int8_t>(count);
+  std::memcpy(rows, embedding.data, count);
+  model_.embedding = rows;
+  model_.embedding_scale = floats("emb.scale", settings.vocab);
+  model_.ln0 = norm("blocks.0.ln0");
+  model_.ln_out = norm("ln_out");
+  for (int i = 0; i < settings.layers; ++i) {
+    const std::string block = "blocks." + std::to_string(i);
+    const bool pre = i == 0 && settings.ffn_pre;
+    mixes_.push_back(add_mix(block, pre ? "ffnPre" : "att", "ln1", !pre));
+    mixes_.push_back(add_mix(block, "ffn", "ln2", false));
+  }
+  model_.mixes = mixes_.data();
+  model_.head = add_site("head", "head_neuron", channels, settings.vocab, settings.is_signed);
+  fired_.resize(sites_.size());
+  make_buffers();
+  tensors_ = nullptr;
+  layout_ = nullptr;
+}
+
+const Tensor &Engine::tensor(const std::string &name, Tensor::Type type, const std::vector<int64_t> &shape) const {
+  const auto found = tensors_->find(name);
+  if (found == tensors_->end()) throw std::invalid_argument("there is no tensor " + name);
+  if (found->second.type != type || found->second.shape != shape)
+    throw std::invalid_argument("tensor " + name + " has another type or shape");
+  return found->second;
+}
+
+const float *Engine::floats(const std::string &name, int64_t count) {
+  const Tensor &from = tensor(name, Tensor::kFloat, {count});
+  float *to = arena_.take<float>(round_up(static_cast<int>(count), 64));
+  std::memcpy(to, from.data, sizeof(float) * count);
+  return to;
+}
+
+Norm Engine::norm(const std::string &name) {
+  return {floats(name + ".weight", settings_.channels), floats(name + ".bias", settings_.channels)};
+}
+
+Site *Engine::add_site(const std::string &matrix, const std::string &neuron, int inputs, int outputs, bool is_signed) {
+  const auto found = tensors_->find(matrix + ".weight");
+  if (found == tensors_->end()) throw std::invalid_argument("there is no tensor " + matrix + ".weight");
+  auto site = std::make_unique<Site>();
+  site->inputs = inputs;
+  site->outputs = outputs;
+  site->bits = found->second.type == Tensor::kUint8 ? 4 : 8;
+  site->offset = site->bits == 4 ? 8 : 128;
+  site->is_signed = is_signed;
+  site->unit = *floats(neuron + ".unit", 1);
+  site->threshold = floats(neuron + ".threshold", inputs);
+  site->leak = tensors_->count(neuron + ".leak") ? floats(neuron + ".leak", inputs) : nullptr;
+  const auto membrane = layout_->find(neuron);
+  site->membrane = membrane == layout_->end() ? -1 : membrane->second;
+  if (site->leak && site->membrane < 0) throw std::invalid_argument("the state keeps no membrane for " + neuron);
+  site->stride = round_up(inputs, 64);
+  site->events = arena_.take<int8_t>(static_cast<std::size_t>(kTokens) * site->stride);
+  const auto scale = tensors_->find(matrix + ".scale");
+  if (scale == tensors_->end() || scale->second.shape.size() != 2)
+    throw std::invalid_argument("there is no tensor " + matrix + ".scale of two dimensions");
+  site->groups = static_cast<int>(scale->second.shape[0]);
+  site->group_inputs = site->groups == 1 ? inputs : round_up(divide_up(inputs, site->groups), 64);
+  lay_out(*site, tensor(matrix + ".weight", found->second.type,
+                        {inputs, site->bits == 4 ? divide_up(outputs, 2) : outputs}));
+  const float *scales = static_cast<const float *>(
+      tensor(matrix + ".scale", Tensor::kFloat, {site->groups, outputs}).data);
+  const int64_t padded = static_cast<int64_t>(site->tiles) * site->tile_outputs;
+  float *scaled = arena_.take<float>(site->groups * padded);
+  for (int group = 0; group < site->groups; ++group)
+    for (int o = 0; o < outputs; ++o) scaled[group * padded + o] = scales[static_cast<int64_t>(group) * outputs + o] * site->unit;
+  site->scale = scaled;
+  sites_.push_back(std::move(site));
+  names_.push_back(neuron);
+  return sites_.back().get();
+}
+
+// From [input][output] to [tile][input][row], in the instruction set's order of outputs; padding is the offset, a zero.
+void Engine::lay_out(Site &site, const Tensor &weights) {
+  const int block_outputs = outputs_per_block(site.bits), blocks = divide_up(site.outputs, block_outputs);
+  const int width = blocks_of_tile(blocks, site.bits == 4 ? 3 : kTileBytes / 64, model_.threads);
+  site.tiles = divide_up(blocks, width);
+  site.tile_outputs = width * block_outputs;
+  site.row_bytes = width * 64;
+  int places[128];
+  for (int o = 0; o < block_outputs; ++o) places[o] = walk_->place(o);
+  const std::size_t size = static_cast<std::size_t>(site.tiles) * site.inputs * site.row_bytes;
+  uint8_t *all = arena_.take<uint8_t>(size);
+  std::memset(all, site.bits == 4 ? 0x88 : 0x80, size);
+  const uint8_t *from = static_cast<const uint8_t *>(weights.data);
+  const int64_t columns = weights.shape[1];
+  for (int tile = 0; tile < site.tiles; ++tile) {
+    const int first = tile * site.tile_outputs, last = std::min(first + site.tile_outputs, site.outputs);
+    for (int input = 0; input < site.inputs; ++input) {
+      uint8_t *row = all + (static_cast<std::size_t>(tile) * site.inputs + input) * site.row_bytes;
+      const uint8_t *source = from + input * columns;
+      for (int o = first; o < last; ++o) {
+        const int within = o - first, block = within / block_outputs, place = places[within % block_outputs];
+        uint8_t *to = row + block * 64 + place % 64;
+        if (site.bits == 8) {
+          *to = source[o] ^ 0x80;
+        } else {
+          const uint8_t value = source[o / 2] >> (o % 2 * 4) & 15;
+          *to = place < 64 ? (*to & 0xf0) | value : (*to & 0x0f) | value << 4;
+        }
+      }
+    }
+  }
+  site.weights = all;
+}
+
+Mix Engine::add_mix(const std::string &block, const std::string &part, const std::string &norm_name, bool is_time) {
+  const int channels = settings_.channels;
+  const std::string name = block + "." + part, state = block + (norm_name == "ln1" ? ".att" : ".ffn");
+  Mix mix{};
+  mix.is_time = is_time;
+  mix.norm = norm(block + "." + norm_name);
+  mix.shift = layout_->at(state + ".shift");
+  mix.mix_k = floats(name + ".time_mix_k", channels);
+  mix.mix_r = floats(name + ".time_mix_r", channels);
+  const auto site = [&](const char *which, int inputs, int outputs, bool is_signed) {
+    return add_site(name + "." + which, state + ".neurons." + which, inputs, outputs, is_signed);
+  };
+  const bool is_signed = settings_.is_signed;
+  const int hidden = is_time ? channels : 4 * channels;
+  if (is_time) {
+    mix.wkv = layout_->at(state + ".wkv");
+    mix.mix_v = floats(name + ".time_mix_v", channels);
+    mix.decay = floats(name + ".decay", channels);
+    mix.first = floats(name + ".time_first", channels);
+  }
+  mix.key = site("key", channels, hidden, is_signed);
+  mix.value = site("value", hidden, channels, is_signed && is_time);
+  mix.receptance = site("receptance", channels, channels, is_signed);
+  if (is_time) mix.output = site("output", channels, channels, is_signed);
+  return mix;
+}
+
+void Engine::make_buffers() {
+  int inputs = 0, groups = 0;
+  model_.stride = round_up(model_.channels, 64);
+  model_.hidden_stride = model_.stride;
+  for (const auto &site : sites_) {
+    inputs = std::max(inputs, site->stride);
+    groups = std::max(groups, site->groups);
+    if (site.get() == model_.head) continue;
+    int &stride = site->outputs > model_.channels ? model_.hidden_stride : model_.stride;
+    stride = std::max(stride, site->tiles * site->tile_outputs);
+  }
+  for (float **buffer : {&model_.x, &model_.normed, &model_.k, &model_.v, &model_.r})
+    *buffer = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.stride);
+  model_.hidden = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.hidden_stride);
+  const std::size_t longest = inputs + 8 * groups;  // every group is padded to whole steps of the products
+  for (int index = 0; index < model_.threads; ++index) {
+    Worker worker{};
+    worker.index = index;
+    worker.scratch = arena_.take<float>(std::max(model_.stride, 2 * kTileBytes));
+    for (auto &slot : worker.lists)
+      for (Events &list : slot)
+        list = {arena_.take<uint32_t>(longest), arena_.take<int8_t>(longest), arena_.take<int>(groups + 1),
+                arena_.take<int>(groups)};
+    workers_.push_back(worker);
+  }
+}
+
+void Engine::run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last) {
+  for (int64_t i = 0; i < tokens; ++i)
+    if (ids[i] < 0 || ids[i] >= model_.vocab) throw std::out_of_range("token " + std::to_string(ids[i]) + " is not in the vocabulary");
+  struct Call {
+    Engine *engine;
+    Pass pass;
+  };
+  for (int64_t from = 0; from < tokens; from += kTokens) {
+    const int now = static_cast<int>(std::min<int64_t>(kTokens, tokens - from));
+    const bool last = from + now == tokens;
+    Call call{this, {ids + from, now, state, logits, only_last ? (last ? now - 1 : now) : 0}};
+    team_.run(
+        [](void *context, int index) {
+          auto &[engine, pass] = *static_cast<Call *>(context);
+          engine->walk_->run(engine->model_, engine->workers_[index], pass,
+                             [](void *team) { static_cast<Team *>(team)->meet(); }, &engine->team_);
+        },
+        &call);
+    if (!only_last) logits += static_cast<int64_t>(now) * model_.vocab;
+  }
+}
+
+void Engine::count_neurons(bool on) {
+  for (std::size_t i = 0; i < sites_.size(); ++i) {
+    fired_[i].assign(on ? sites_[i]->inputs : 0, 0);
+    sites_[i]->fired = on ? fired_[i].data() : nullptr;
+  }
+}
+
+void Engine::reset_counts() {
+  for (std::size_t i = 0; i < sites_.size(); ++i) {
+    Site &site = *sites_[i];
+    site.steps = site.active = site.units = site.saturated = 0;
+    std::fill(fired_[i].begin(), fired_[i].end(), 0);
+  }
+}
+
+}  // namespace spikegpt::engine

@@ -1,0 +1,76 @@
+// The engine: a model laid out for this machine and this number of threads, and the team that runs it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "arena.h"
+#include "model.h"
+#include "team.h"
+
+namespace spikegpt::engine {
+
+// A tensor that Python keeps alive while the engine is built.
+struct Tensor {
+  enum Type { kFloat, kInt8, kUint8 } type;
+  std::vector<int64_t> shape;
+  const void *data;
+};
+
+struct Settings {
+  int layers, channels, vocab;
+  float levels;
+  bool is_signed, hard, spike_embedding, ffn_pre;
+  int threads;
+  std::string isa;  // "" for the best
+};
+
+using Tensors = std::map<std::string, Tensor>;
+using Layout = std::map<std::string, int64_t>;  // where the state keeps each of its tensors, in floats
+
+std::vector<const Walk *> supported();
+
+class Engine {
+ public:
+  Engine(const Settings &settings, const Tensors &tensors, const Layout &layout);
+
+  // ids [tokens], state (changed in place), logits [tokens or, if only the last are wanted, 1][V].
+  void run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last);
+
+  const char *isa() const { return walk_->name; }
+  int threads() const { return model_.threads; }
+  int vocab() const { return model_.vocab; }
+  void set_dense(bool dense) { model_.dense = dense; }
+  void count_neurons(bool on);
+  void reset_counts();
+  const std::vector<std::string> &names() const { return names_; }
+  const Site &site(std::size_t index) const { return *sites_[index]; }
+  const std::vector<int64_t> &fired(std::size_t index) const { return fired_[index]; }
+
+ private:
+  const Tensor &tensor(const std::string &name, Tensor::Type type, const std::vector<int64_t> &shape) const;
+  const float *floats(const std::string &name, int64_t count);
+  Norm norm(const std::string &name);
+  Site *add_site(const std::string &matrix, const std::string &neuron, int inputs, int outputs, bool is_signed);
+  void lay_out(Site &site, const Tensor &weights);
+  Mix add_mix(const std::string &block, const std::string &part, const std::string &norm, bool is_time);
+  void make_buffers();
+
+  Settings settings_;
+  const Tensors *tensors_;
+  const Layout *layout_;
+  const Walk *walk_;
+  Arena arena_;
+  Model model_{};
+  std::vector<Mix> mixes_;
+  std::vector<std::unique_ptr<Site>> sites_;
+  std::vector<std::string> names_;
+  std::vector<std::vector<int64_t>> fired_;
+  std::vector<Worker> workers_;
+  Team team_;
+};
+
+}  // namespace spikegpt::engine

@@ -1,0 +1,68 @@
+"""The recurrent state in the place where `generate` keeps a cache of keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from ..errors import UsageError
+from ..state import State
+
+
+class StateCache(Cache):
+    """Carries a `State` from call to call; its size does not grow with the text.
+
+    >>> out = model(ids, use_cache=True)
+    >>> model(next_ids, past_key_values=out.past_key_values)
+    """
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, state: State | None = None) -> None:
+        super().__init__(layers=[])
+        self.state = state
+        """None before the first token."""
+        self.length = 0
+        """Columns read so far, padding included: where in the attention mask the next ones begin."""
+
+    def put(self, state: State, columns: int) -> None:
+        """Replace the state by the one after `columns` more columns of ids."""
+        self.state = state
+        self.length += columns
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns read so far."""
+        return self.length
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: there is no limit."""
+        return -1
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the state; -1 before the first token."""
+        return -1 if self.state is None else self.state.batch_size
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam i goes on from what was beam `beam_idx[i]`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order."""
+        if self.state is not None:
+            self.state = self.state.index(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times, side by side."""
+        self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state, self.length = None, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """A recurrent state cannot be taken back: an error unless nothing is to be removed."""
+        if tokens_to_remove:
+            raise UsageError("a recurrent state cannot forget its last tokens; keep a copy of it from before them")

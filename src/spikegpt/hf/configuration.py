@@ -1,0 +1,36 @@
+"""`ModelConfig` as a configuration of `transformers`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..checkpoint import FORMAT
+from ..config import ModelConfig
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+
+
+class SpikeGPTConfig(PreTrainedConfig):
+    """The fields of `ModelConfig`, checked as there, beside those every configuration of `transformers` has."""
+
+    model_type = "spikegpt"
+    attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer"}  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+
+    def __init__(self, **values: Any) -> None:
+        own = {name: values.pop(name) for name in _FIELDS if name in values}
+        for name, value in ModelConfig.from_dict(own).to_dict().items():
+            setattr(self, name, value)
+        self.use_cache = values.pop("use_cache", True)
+        super().__init__(**{"format": FORMAT, **values})
+
+    def model_config(self) -> ModelConfig:
+        """The same shape for `SpikeGPT`."""
+        return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: the code saved beside a model is the loader in `hub`, not this package's source."""

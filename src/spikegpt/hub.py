@@ -1,0 +1,116 @@
+"""The files that make a model directory one for the Hugging Face hub. Plain text: `transformers` is not imported.
+
+Beside `config.json`, `model.safetensors` and `tokenizer.json` these let `transformers` load the directory with
+`trust_remote_code=True` where the package is installed but was not imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+CODE = "modeling_spikegpt.py"
+CARD = "README.md"
+AUTO_MAP = {
+    "AutoConfig": "modeling_spikegpt.SpikeGPTConfig",
+    "AutoModel": "modeling_spikegpt.SpikeGPTModel",
+    "AutoModelForCausalLM": "modeling_spikegpt.SpikeGPTForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_spikegpt.SpikeGPTForSequenceClassification",
+}
+FILES = (CODE, CARD, "tokenizer_config.json", "generation_config.json")
+"""What is added to a model directory; `config.json` also gets `architectures` and `auto_map`."""
+
+_CODE = '''"""Lets `transformers` load this directory with trust_remote_code=True; the model itself is in the spikegpt package."""
+
+try:
+    from spikegpt.hf import (
+        SpikeGPTConfig,
+        SpikeGPTForCausalLM,
+        SpikeGPTForSequenceClassification,
+        SpikeGPTModel,
+        SpikeGPTTokenizer,
+    )
+except ImportError as error:
+    raise ImportError(f"this model needs the spikegpt package ({error}): pip install 'spikegpt[hf]'") from None
+'''
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: {task}
+tags: [spikegpt, spiking-neural-network, rwkv]
+---
+
+# {name}
+
+A SpikeGPT language model: {layers} blocks of {channels} channels, {vocabulary:,} tokens, {neurons}.
+
+```python
+import spikegpt.hf  # registers the classes; or pass trust_remote_code=True
+from transformers import AutoTokenizer, {auto}
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = {auto}.from_pretrained("{name}")
+```
+
+Its state has a constant size: a text may be of any length. SpikeGPT: Zhu et al., arXiv 2302.13939.
+"""
+
+_NEURONS = {
+    "after": "spiking neurons after each block's mixes (SpikeGPT as published)",
+    "none": "without spiking neurons (RWKV-4)",
+    "before": "a spiking neuron in front of every matrix (event-driven)",
+}
+
+
+def add_files(directory: str | os.PathLike[str], *, eos_id: int | None = None) -> None:
+    """Turn a saved model directory into one for the hub. A card that is there is kept; each file appears whole.
+
+    `eos_id` is the token at which `generate` stops. Raises UserError where `config.json` cannot be read.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} is not a model directory: {path.name} cannot be read ({error})") from None
+    config.setdefault("architectures", ["SpikeGPTForCausalLM"])
+    config["auto_map"] = AUTO_MAP
+    add_code(directory, config)
+    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "SpikeGPTTokenizer"})
+    _write_json(directory / "generation_config.json", {} if eos_id is None else {"eos_token_id": eos_id})
+    _write_json(path, config)
+
+
+def add_code(directory: str | os.PathLike[str], config: dict[str, Any]) -> None:
+    """Write the loader and, where there is none yet, the model card."""
+    directory = Path(directory)
+    _write(directory / CODE, _CODE)
+    if not (directory / CARD).exists():
+        _write(directory / CARD, _card(directory.name, config))
+
+
+def _card(name: str, config: dict[str, Any]) -> str:
+    classifies = "SpikeGPTForSequenceClassification" in config["architectures"]
+    return _CARD.format(
+        name=name,
+        task="text-classification" if classifies else "text-generation",
+        auto="AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM",
+        layers=config["n_layer"],
+        channels=config["n_embd"],
+        vocabulary=config["vocab_size"],
+        neurons=_NEURONS[config["spikes"]],
+    )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    _write(path, json.dumps(values, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,24 @@
+// The table of one instruction set's kernels.
+#include "lanes.h"
+
+namespace spikegpt::SPIKEGPT_ISA {
+
+void wkv_forward(const WkvForward &, int64_t, int64_t);
+void wkv_backward(const WkvBackward &, int64_t, int64_t);
+void lif_forward(const LifForward &, int64_t, int64_t);
+void lif_backward(const LifBackward &, int64_t, int64_t);
+void event_forward(const EventForward &, int64_t, int64_t);
+void event_backward(const EventBackward &, int64_t, int64_t);
+void point_event_forward(const PointEvent &, int64_t, int64_t);
+void point_event_backward(const PointEvent &, int64_t, int64_t);
+
+#define SPIKEGPT_QUOTE(name) #name
+#define SPIKEGPT_STRING(name) SPIKEGPT_QUOTE(name)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    SPIKEGPT_STRING(SPIKEGPT_ISA), wkv_forward,   wkv_backward,        lif_forward,          lif_backward,
+    event_forward,                 event_backward, point_event_forward, point_event_backward,
+};
+
+}  // namespace spikegpt::SPIKEGPT_ISA

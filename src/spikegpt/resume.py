@@ -1,0 +1,94 @@
+"""What a training run must remember to go on to the very same weights: optimiser, random state, data position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .checkpoint import CHECKPOINTS, WEIGHTS, latest_checkpoint, load_weights, read_checkpoint, read_config
+from .errors import UsageError, UserError
+from .model import SpikeGPT
+
+# Fields that may change from one part of a run to the next: none of them touches a weight.
+_FREE = {"train.log_every", "train.eval_every", "train.eval_tokens", "train.save_every", "train.keep"}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name: `optimizer.head.weight.exp_avg`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"optimizer.{names[parameter]}.{key}": torch.as_tensor(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The reverse of `optimizer_tensors`."""
+    names = {parameter: f"optimizer.{name}." for name, parameter in model.named_parameters()}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        index: {key.removeprefix(name): tensor for key, tensor in tensors.items() if key.startswith(name)}
+        for index, name in enumerate(names[parameter] for parameter in ordered)
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
+    """torch's random state in every process, [processes, bytes], known to all of them."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return {
+        name: accelerator.gather(state[None].to(accelerator.device)).cpu()  # pyright: ignore[reportAttributeAccessIssue]
+        for name, state in states.items()
+    }
+
+
+def load_random(accelerator: Accelerator, tensors: dict[str, Tensor]) -> None:
+    """The reverse of `random_tensors`."""
+    rank = accelerator.process_index
+    torch.set_rng_state(tensors["random.cpu"][rank].clone())
+    if accelerator.device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"][rank].clone(), accelerator.device)
+
+
+def load_run(out: Path, model: SpikeGPT, described: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the latest checkpoint of the run in `out` into `model`; the trainer's tensors and values.
+
+    UsageError: there is none, or the run `described` is another than the one that wrote it.
+    """
+    path = latest_checkpoint(out)
+    if path is None:
+        raise UsageError(f"nothing to resume: {out / CHECKPOINTS} has no checkpoint; start without resume")
+    tensors, values = read_checkpoint(path)
+    before = _flat({**values["run"], "model": read_config(path).to_dict()})
+    now = _flat({**described, "model": model.config.to_dict()})
+    for field in sorted(before.keys() | now.keys()):
+        if before.get(field) != now.get(field) and field not in _FREE:
+            raise UsageError(
+                f"cannot resume {out}: {field} is {now.get(field)!r}, but the run began with {before.get(field)!r}; "
+                "keep it, or start a new run in another directory"
+            )
+    load_weights(model, path / WEIGHTS, device=next(model.parameters()).device)
+    return tensors, values
+
+
+def refuse_existing(out: Path) -> None:
+    """A new run never writes over another one."""
+    if latest_checkpoint(out) is not None or (out / WEIGHTS).exists():
+        raise UsageError(f"{out} already holds a training run; resume it, or choose another directory")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a directory; choose another place for the run")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat

@@ -1,0 +1,48 @@
+"""How fast a run goes, and how fast its machine could."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+
+
+class Stopwatch:
+    """Laps per second, pauses left out."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def lap(self) -> float:
+        """One over the seconds since the last lap."""
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        return 1 / max(seconds, 1e-9)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        begun = time.monotonic()
+        yield
+        self._since += time.monotonic() - begun
+
+
+def matrix_speed(accelerator: Accelerator) -> float:
+    """Operations per second of a matrix product on this device in this precision, the best of three."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(accelerator.mixed_precision), torch.float32)
+    on_gpu = accelerator.device.type == "cuda"
+    rows, columns = (8192, 4096) if on_gpu else (2048, 512)
+    a = torch.ones(rows, columns, device=accelerator.device, dtype=dtype)
+    b = torch.ones(columns, rows, device=accelerator.device, dtype=dtype)
+    best = math.inf
+    for _ in range(4):
+        begun = time.perf_counter()
+        product = a @ b
+        if on_gpu:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * product.numel() * columns / best

@@ -1,0 +1,23 @@
+"""A small model for tests."""
+
+import torch
+
+from spikegpt.config import ModelConfig
+from spikegpt.model import SpikeGPT
+from spikegpt.tokenizer import ByteTokenizer
+
+SPIKES = ("after", "none", "before")
+
+
+def make_model(spikes="after", tokenizer=None, seed=0):
+    """A small model whose every weight matters: the initialisation leaves many at zero."""
+    tokenizer = tokenizer or ByteTokenizer()
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, n_layer=2, n_embd=32, spikes=spikes)
+    generator = torch.Generator().manual_seed(seed)
+    model = SpikeGPT(config, backend="reference")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.5 / parameter.shape[1] ** 0.5)
+    model.tokenizer = tokenizer
+    return model.eval()
