@@ -40,6 +40,10 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
+def books_in(text: str) -> list[str]:
+    return sorted(re.findall(r"Book.*?(?=Book|\Z)", text, re.S))
+
+
 def tokens_of(folder: Path, n: int) -> TokenFile:
     """A token file of the bytes 0, 1, ... 255, 0, ..."""
     return prepare_files(
@@ -154,10 +158,13 @@ def test_damaged_archives(tmp_path: Path, suffix: str, pack) -> None:
 
 def test_a_long_document_is_cut_into_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "LONGEST_DOCUMENT", 50)
-    monkeypatch.setattr(corpus, "_BLOCK", 64)
-    found = list(documents(write(tmp_path / "a.txt", TEXT)))
+    path = write(tmp_path / "a.txt", TEXT)
+    found = list(documents(path))
     assert "".join(found) == TEXT
-    assert max(map(len, found)) <= 51
+    assert max(map(len, found)) <= 50
+    for block in (1, 64, 100):
+        monkeypatch.setattr(corpus, "_BLOCK", block)
+        assert list(documents(path)) == found
 
 
 def test_a_cut_between_words_changes_no_token(bpe: BPETokenizer) -> None:
@@ -184,7 +191,7 @@ def test_token_files_hold_all_of_the_text(book: Path, bpe: BPETokenizer, tmp_pat
         assert train.n_bytes + valid.n_bytes == len(TEXT.encode())
         assert train.n_documents + valid.n_documents == len(BOOKS)
         sides = [tokenizer.decode(file.ids).removesuffix("<|endoftext|>") for file in (train, valid)]
-        assert sorted(re.findall("Book.*?(?=Book|$)", "".join(sides), re.S)) == sorted(BOOKS)
+        assert books_in("".join(sides)) == sorted(BOOKS)
         assert all(len(file) == len(file.ids) for file in (train, valid))
         assert train.tokenizer == tokenizer.digest
 
@@ -228,8 +235,7 @@ def test_a_document_keeps_its_side_wherever_it_stands(tmp_path: Path) -> None:
     first = held_out([write(tmp_path / "a.txt", TEXT)], tmp_path, 0.2)
     files = [write(tmp_path / f"{i:02}.md", book) for i, book in enumerate(shuffled)]
     second = held_out(files, tmp_path, 0.2)
-    split = lambda text: sorted(re.findall("Book.*?(?=Book|$)", text, re.S))  # noqa: E731
-    assert split(first) == split(second)
+    assert books_in(first) == books_in(second)
     assert 0.1 < len(first) / len(TEXT) < 0.3
 
 

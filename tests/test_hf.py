@@ -312,7 +312,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(canonical):
     for enable in (False, True):
         model = AutoModelForCausalLM.from_pretrained(canonical)
         if enable:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
             assert model.spikegpt.gradient_checkpointing
         model.train()
         torch.manual_seed(0)

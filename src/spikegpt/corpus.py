@@ -178,15 +178,19 @@ def _split(blocks: Iterable[str], separator: str | None) -> Iterator[Document]:
         text += block
         start = 0
         for match in boundary.finditer(text, searched) if boundary else ():
-            yield Document(text[start : match.end()], False)
+            for piece in pieces(text[start : match.end()], LONGEST_DOCUMENT):
+                yield Document(piece, False)
             start = match.end()
         text = text[start:]
         while len(text) > LONGEST_DOCUMENT + 1:
             cut = cut_between_words(text, LONGEST_DOCUMENT)
             yield Document(text[:cut], False)
             text = text[cut:]
-    if text:
-        yield Document(text, True)
+    *begun, last = pieces(text, LONGEST_DOCUMENT)
+    for piece in begun:
+        yield Document(piece, False)
+    if last:
+        yield Document(last, True)
 
 
 def _json_documents(path: Path, stream: BinaryIO, errors: Errors) -> Iterator[Document]:

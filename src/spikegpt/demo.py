@@ -19,9 +19,9 @@ from rich.text import Text
 from .config import ModelConfig, TrainConfig
 from .data import Corpus, Windows, prepare
 from .errors import UserError
-from .evaluation import bits_on_tokens
+from .evaluation import bits_on_tokens, meter_of
 from .generation import generate
-from .meter import LayerActivity, SpikeMeter
+from .meter import LayerActivity
 from .model import SpikeGPT
 from .tokenizer import ByteTokenizer
 from .train import fit, loss_fn
@@ -32,7 +32,7 @@ HELD_OUT = 8192
 """Bytes of held-out text on which it is measured."""
 
 
-def run(model: Any, prompt: str, *, max_tokens: int = 200, seconds: float = 45.0, seed: int | None = None) -> None:
+def run(model: Any, prompt: str, *, max_tokens: int = 200, seconds: float = 40.0, seed: int | None = None) -> None:
     """All of it, on the console; `seconds` of training, 0 for none."""
     console = Console()
     console.rule("Text written with spikes")
@@ -49,7 +49,7 @@ def write(console: Console, model: Any, prompt: str, max_tokens: int, seed: int 
     text, below = Text(prompt, style="bold"), Text(style="dim")
     with Live(Group(text, below), console=console, vertical_overflow="visible", refresh_per_second=8):
         begun, shown = time.perf_counter(), 0.0
-        with SpikeMeter(model) as meter:
+        with meter_of(model) as meter:
             generation = generate(model, prompt, max_tokens=max_tokens, seed=seed)
             for piece in generation:
                 text.append(piece, style="not bold")
@@ -57,6 +57,8 @@ def write(console: Console, model: Any, prompt: str, max_tokens: int, seed: int 
                     shown = now
                     below.plain = _speed(generation.tokens, now - begun, meter.rate)
         below.plain = _speed(generation.tokens, time.perf_counter() - begun, meter.rate)
+    if not console.is_terminal:
+        console.print()
     return meter.layers()
 
 
@@ -87,7 +89,9 @@ def learn(console: Console, seconds: float) -> None:
             f"parameters, {config.steps} steps of {config.batch_size} x {SHAPE.context} bytes"
         )
         before = bits_on_tokens(model, held_out, len(held_out))
-        fit(model, ByteTokenizer(), corpus.train, None, config, Path(folder) / "run")
+        result = fit(model, ByteTokenizer(), corpus.train, None, config, Path(folder) / "run")
+        if result["interrupted"]:
+            raise KeyboardInterrupt
         after = bits_on_tokens(model, held_out, len(held_out))
         del corpus
     console.print(
@@ -102,7 +106,9 @@ def _standard_library(folder: Path) -> Corpus:
     """The modules of the standard library (not its packages) as tokens, one byte each."""
     sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     if not sources:
-        raise UserError("this Python comes without its library's sources; train on text of yours: spikegpt train --help")
+        raise UserError(
+            "this Python comes without its library's sources; train on text of yours: spikegpt train --help"
+        )
     return prepare(sources, ByteTokenizer(), folder, valid=0.02, errors="replace", progress=False)
 
 
@@ -119,7 +125,7 @@ def _planned(corpus: Corpus, seconds: float) -> tuple[SpikeGPT, TrainConfig]:
         times.append(time.perf_counter() - begun)
         model.zero_grad()
     # The first step warms up; an optimiser's step comes on top.
-    steps = max(10, int(seconds / (1.15 * min(times[1:]))))
+    steps = max(10, int(seconds / (1.15 * float(np.median(times[1:])))))
     settings = dict(steps=steps, batch_size=16, lr=4e-3, warmup=min(30, steps // 5), log_every=10)
     return model, TrainConfig(**settings, eval_every=0, save_every=0)  # pyright: ignore[reportArgumentType]
 

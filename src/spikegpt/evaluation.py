@@ -65,9 +65,7 @@ def evaluate(
     where the model has no tokenizer, UserError where a file cannot be read.
     """
     if isinstance(source, os.PathLike) or _is_path(source):
-        return evaluate_files(
-            model, [Path(source)], tokenizer=tokenizer, chunk=chunk, streams=streams, report=report
-        )
+        return evaluate_files(model, [Path(source)], tokenizer=tokenizer, chunk=chunk, streams=streams, report=report)
     ids = tokenizer_of(model, tokenizer).encode(source)
     return bits_on_tokens(model, ids, len(source.encode()), chunk=chunk, streams=streams, report=report)
 

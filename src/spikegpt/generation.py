@@ -1,7 +1,7 @@
 """Writing text: read the prompt, then one token at a time, out as valid UTF-8 as soon as it is certain.
 
-B rows of a batch, V vocabulary. The last token of a text is always kept back (`pending`): the state has not read it yet,
-and reading it gives the logits of the next one.
+V vocabulary. The last token of a text is always kept back (`pending`): the state has not read it yet, and reading it
+gives the logits of the next one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from .neurons import Neuron
+from .neurons import EventNeuron, Neuron
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,20 @@ class SpikeMeter:
         """Share of all neuron-steps with a spike; 0 for a model without neurons."""
         steps = sum(self._steps[name] * fired.numel() for name, fired in self._fired.items())
         return sum(int(fired.sum()) for fired in self._fired.values()) / steps if steps else 0.0
+
+    @property
+    def activity(self) -> float:
+        """Share of the matrices' weights that were read: sum of (non-zero inputs x outputs) / sum of (inputs x outputs).
+
+        1 for a model whose products read floats.
+        """
+        read = total = 0
+        for name, fired in self._fired.items():
+            neuron = self._neurons[name]
+            if isinstance(neuron, EventNeuron):
+                read += int(fired.sum()) * neuron.fan_out
+                total += self._steps[name] * neuron.width * neuron.fan_out
+        return read / total if total else 1.0
 
     def layers(self) -> list[LayerActivity]:
         """One row a layer of neurons, in the order of the model."""

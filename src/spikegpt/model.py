@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 class Linear(nn.Linear):
     """A matrix without bias."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, backend: str) -> None:
         super().__init__(inputs, outputs, bias=False)
+        self.backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.linear(input, self.weight, backend=self.backend)
 
     def reset_parameters(self) -> None:
         """Nothing: `initialise` fills every parameter once."""
@@ -57,7 +61,7 @@ class Mix(nn.Module):
             hidden = site == self.hidden_site
             activity = config.event.hidden_activity if hidden else None
             self.neurons[site] = EventNeuron(
-                matrix.in_features, config.event, activity or config.event.activity,
+                matrix.in_features, matrix.out_features, config.event, activity or config.event.activity,
                 signed=not hidden, backend=backend,
             )  # fmt: skip
 
@@ -97,7 +101,7 @@ class TimeMix(Mix):
         self.time_mix_v = nn.Parameter(torch.empty(1, 1, channels))
         self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
         for site in self.sites:
-            setattr(self, site, Linear(channels, channels))
+            setattr(self, site, Linear(channels, channels, backend))
         self.add_neurons(config, backend)
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
@@ -123,9 +127,9 @@ class ChannelMix(Mix):
         channels = config.n_embd
         self.time_mix_k = nn.Parameter(torch.empty(1, 1, channels))
         self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
-        self.key = Linear(channels, config.hidden)
-        self.receptance = Linear(channels, channels)
-        self.value = Linear(config.hidden, channels)
+        self.key = Linear(channels, config.hidden, backend)
+        self.receptance = Linear(channels, channels, backend)
+        self.value = Linear(config.hidden, channels, backend)
         self.add_neurons(config, backend)
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
@@ -186,12 +190,14 @@ class SpikeGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, index, backend) for index in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head_neuron = self._make_head_neuron(config.event, backend) if config.event else None
-        self.head = Linear(config.n_embd, config.vocab_size)
+        self.head = Linear(config.n_embd, config.vocab_size, backend)
         initialise(self)
 
     def _make_head_neuron(self, event: EventConfig, backend: str) -> EventNeuron:
         activity = event.head_activity or event.activity
-        return EventNeuron(self.config.n_embd, event, activity, signed=True, backend=backend)
+        return EventNeuron(
+            self.config.n_embd, self.config.vocab_size, event, activity, signed=True, backend=backend
+        )
 
     def init_state(self, batch_size: int = 1) -> State:
         """The state before any token: zeros, and -1e38 for the largest exponent."""
@@ -210,8 +216,7 @@ class SpikeGPT(nn.Module):
             assert isinstance(block, Block)
             lifs = {"lif1": at_rest, "lif2": at_rest} if block.spiking else {}
             blocks.append(BlockState(mix(getattr(block, block.att_name)), mix(block.ffn), lifs))
-        head = self.head_neuron is not None and self.head_neuron.has_membrane
-        return State(tuple(blocks), {"head_neuron": at_rest} if head else {})
+        return State(tuple(blocks), {"head_neuron": at_rest} if self.head_remembers else {})
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return self.read_out(*self.features(ids, state))
@@ -244,6 +249,11 @@ class SpikeGPT(nn.Module):
         events, membrane = self.head_neuron(x, state.membranes.get("head_neuron"))
         logits = self.head(events).float() * self.head_neuron.unit
         return logits, state if membrane is None else state._replace(membranes={"head_neuron": membrane})
+
+    @property
+    def head_remembers(self) -> bool:
+        """Whether the neuron in front of the head has a membrane, so that `read_out` must see every token."""
+        return self.head_neuron is not None and self.head_neuron.has_membrane
 
     def event_neurons(self) -> list[EventNeuron]:
         """Every neuron in front of a matrix; empty unless the model is event-driven."""

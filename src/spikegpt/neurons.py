@@ -58,18 +58,22 @@ class EventNeuron(Neuron):
     unit: Tensor
     events_seen: Tensor
     gain = 0.5
+    sampled = 4
+    """One token in so many is counted while training: enough to know the rate, and cheap."""
     saturation = 0.002
     """Share of neurons allowed at the largest event before the unit grows."""
 
-    def __init__(self, width: int, config: EventConfig, activity: float, *, signed: bool, backend: str) -> None:
+    def __init__(
+        self, width: int, fan_out: int, config: EventConfig, activity: float, *, signed: bool, backend: str
+    ) -> None:
         super().__init__()
+        self.width, self.fan_out = width, fan_out
         self.config, self.activity, self.backend = config, activity, backend
         self.signed = signed and config.signed
         self.has_membrane = config.has_membrane
         self.register_buffer("threshold", torch.ones(1))
         self.register_buffer("unit", torch.full((1,), 1 / config.resolution))
         self.register_buffer("events_seen", torch.zeros(3), persistent=False)
-        self.width = width
         if config.has_membrane:
             start = torch.full((width,), _logit(max(config.leak, 0.02)))
             if config.learn_leak:
@@ -88,12 +92,14 @@ class EventNeuron(Neuron):
             backend=self.backend,
         )  # fmt: skip
         if self.training:
-            with torch.no_grad():
-                size = events.abs()
-                counted = torch.stack([(size > 0).sum(), (size >= self.config.levels).sum()])
-                self.events_seen[:2] += counted
-                self.events_seen[2] += events.numel()
+            self._count(events.detach()[:, :: self.sampled])
         return events, after if self.has_membrane else None
+
+    def _count(self, events: Tensor) -> None:
+        size = events.abs()
+        self.events_seen += torch.stack([
+            torch.count_nonzero(size), (size >= self.config.levels).sum(), torch.tensor(events.numel())
+        ])  # fmt: skip
 
     @torch.no_grad()
     def adapt(self) -> None:

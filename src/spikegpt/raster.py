@@ -64,7 +64,9 @@ def as_text(raster: Raster, channels: int) -> str:
     lines = []
     for layer in raster.layers:
         for name, spikes in layer.groups.items():
-            lines.append(f"{layer.name} {name}: {_rate(spikes):.1%} of {spikes.shape[1]} neurons fire".replace("  ", " "))
+            lines.append(
+                f"{layer.name} {name}: {_rate(spikes):.1%} of {spikes.shape[1]} neurons fire".replace("  ", " ")
+            )
             fired = _pick(spikes, channels) != 0
             fired = np.pad(fired, ((0, 0), (0, fired.shape[1] % 2)))
             lines += ["".join(" ▀▄█"[up + 2 * down] for up, down in zip(*rows, strict=True)) for rows in _pairs(fired)]

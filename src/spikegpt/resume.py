@@ -19,11 +19,10 @@ _FREE = {"train.log_every", "train.eval_every", "train.eval_tokens", "train.save
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state by parameter name: `optimizer.head.weight.exp_avg`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"optimizer.{names[parameter]}.{key}": torch.as_tensor(value)
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
+        f"optimizer.{name}.{key}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
     }
 
 

@@ -42,7 +42,7 @@ def make_sampler(
     penalise = _penalty(repetition_penalty) if repetition_penalty != 1 else _no_penalty
     if temperature < 1e-6:
         return lambda logits, seen: int(torch.argmax(penalise(_finite(logits), seen)))
-    filters = [lambda logits: (logits - logits.max()) / temperature]
+    filters: list[Filter] = [lambda logits: (logits - logits.max()) / temperature]
     if top_k:
         filters.append(_top_k(top_k))
     if top_p < 1:

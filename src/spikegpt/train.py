@@ -85,10 +85,9 @@ def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if device not in (None, "cpu", "cuda") or (device == "cuda" and on_cpu):
         raise UsageError(f"device={device!r} is not here; leave it out to train on what there is")
-    try:
-        return Accelerator(mixed_precision=config.precision, cpu=on_cpu)
-    except ValueError as error:
-        raise UsageError(f"precision={config.precision!r} does not work here: {error}; use no or bf16") from None
+    if on_cpu and config.precision == "fp16":
+        raise UsageError("precision fp16 needs a GPU; on a CPU use bf16 or no")
+    return Accelerator(mixed_precision=config.precision, cpu=on_cpu)
 
 
 @dataclass

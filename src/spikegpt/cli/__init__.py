@@ -50,7 +50,9 @@ app.command("evaluate", hidden=True)(evaluate)
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", help="Show the version.", is_eager=True, callback=lambda yes: _show_version(yes)),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", is_eager=True, callback=lambda yes: _show_version(yes)
+    ),
 ) -> None:
     pass
 
@@ -68,7 +70,8 @@ def _run(args: Sequence[str] | None) -> int:
     except UserError as error:
         return _complain(str(error), error.exit_code)
     except _USAGE as error:
-        return _complain(f"{error.format_message()} (see spikegpt --help)", 2)
+        # Without any argument typer shows the help and then complains about nothing.
+        return _complain(f"{message} (see spikegpt --help)", 2) if (message := error.format_message()).strip() else 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:

@@ -13,7 +13,7 @@ def demo(
     model: Model = None,
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "It was a dark night, and",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to write.")] = 200,
-    seconds: Annotated[float, typer.Option(help="Seconds of training; 0: none.")] = 45.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of training; 0: none.")] = 40.0,
     seed: Annotated[int | None, typer.Option(help="Of the text.", show_default="random")] = None,
 ) -> None:
     """Write text with spikes, show who fired, train a small model: within two minutes."""

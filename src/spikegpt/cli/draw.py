@@ -13,8 +13,12 @@ from .options import Model
 def draw(
     text: Annotated[str, typer.Argument(help="The sentence to read.")],
     model: Model = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png, .svg or .pdf; without it, in the terminal.")] = None,
-    channels: Annotated[int | None, typer.Option(help="Channels a layer to draw.", show_default="all; 16 in a terminal")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .png, .svg or .pdf; without it, in the terminal.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="Channels a layer to draw.", show_default="all; 16 in a terminal")
+    ] = None,
 ) -> None:
     """Draw the spikes of a sentence: tokens across, channels down, a panel a layer."""
     from .. import raster

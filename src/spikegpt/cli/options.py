@@ -17,7 +17,9 @@ from ..errors import UsageError
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A model's or a run's directory, or a preset's name.", show_default="the shipped model"),
+    typer.Option(
+        "--model", "-m", help="A model's or a run's directory, or a preset's name.", show_default="the shipped model"
+    ),
 ]
 Data = Annotated[
     list[Path],
@@ -27,7 +29,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="the best there is")]
 Backend = Annotated[str, typer.Option("--backend", help="Operators: auto, reference, native.")]
 ReferenceGeneration = Annotated[
-    bool, typer.Option("--reference-generation", help="Compute what the published script generates with (docs/parity.md).")
+    bool,
+    typer.Option("--reference-generation", help="Compute what the published script generates with (docs/parity.md)."),
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -78,12 +81,12 @@ def _field_docs(config: type) -> dict[str, str]:
         return {}
     (tree,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(tree, ast.ClassDef)
-    return {
-        field.target.id: " ".join(doc.value.value.split())
-        for field, doc in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
-    }  # fmt: skip
+    docs = {}
+    for field, doc in zip(tree.body, tree.body[1:], strict=False):
+        match field, doc:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
+    return docs
 
 
 def _value(text: str) -> Any:

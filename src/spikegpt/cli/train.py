@@ -16,7 +16,9 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")],
     shape: Annotated[str, typer.Option("--preset", "-p", help=f"Shape of the model: {', '.join(PRESETS)}.")] = "small",
-    spikes: Annotated[Spikes | None, typer.Option(help="Where neurons stand.", show_default="the preset's: after")] = None,
+    spikes: Annotated[
+        Spikes | None, typer.Option(help="Where neurons stand.", show_default="the preset's: after")
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(help="bytes, chars, bpe:SIZE or a tokenizer.json.", show_default="what suits the preset"),
@@ -24,7 +26,9 @@ def train(
     overrides: Annotated[
         list[str], typer.Option("--set", help="A field of ModelConfig, as n_layer=8 or event.activity=0.1; repeatable.")
     ] = [],  # noqa: B006 (typer copies it)
-    valid: Annotated[list[Path], typer.Option(help="Held-out text; repeatable.", show_default="a share of the data")] = [],  # noqa: B006
+    valid: Annotated[
+        list[Path], typer.Option(help="Held-out text; repeatable.", show_default="a share of the data")
+    ] = [],  # noqa: B006
     hold_out: Annotated[float, typer.Option(help="Share of the documents held out without --valid.")] = 0.01,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     cache: Annotated[

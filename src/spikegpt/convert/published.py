@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,10 @@ def read(path: Path) -> dict[str, Stored]:
 
 def _load(path: Path) -> Any:
     try:
-        # PyTorch's format before 1.6 is no zip file and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they tell of is in the errors below
+            # PyTorch's format before 1.6 is no zip file and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise UserError(f"{path} was not opened: it is no PyTorch file, or asks for more than tensors (code)") from None
     except OSError as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UsageError, UserError
-from .stored import Stored, map_file, mapped, write_data
+from .stored import Stored, as_bytes, map_file, mapped
 
 SUFFIX = ".bin"
 MAGIC = 0x67676D66
@@ -106,4 +106,4 @@ def write(path: Path, config: ModelConfig, stored: Mapping[str, Stored]) -> None
             encoded = name.encode()
             file.write(_ENTRY.pack(values.ndim, len(encoded), kind))
             file.write(struct.pack(f"<{values.ndim}i", *reversed(values.shape)) + encoded)
-            write_data(file, values)
+            file.write(as_bytes(values).data)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,11 +29,13 @@ class Stored:
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    raw: np.ndarray | None = None
+    """The data as bytes of the mapped file, where they lie there just so."""
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -41,20 +44,22 @@ class Stored:
 
     def reshaped(self, shape: tuple[int, ...]) -> Stored:
         """The same data in another shape."""
-        return Stored(self.dtype, shape, lambda: self.read().reshape(shape))
+        return replace(self, shape=shape, read=lambda: self.read().reshape(shape))
+
+    def write(self, file: BinaryIO) -> None:
+        """Copy the data to an open file."""
+        file.write(self.raw.data if self.raw is not None else as_bytes(self.read()).data)
 
 
 def mapped(bytes_: np.ndarray, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Stored:
     """A tensor in a file mapped as bytes; reading it copies only where the file does not align it."""
-    end = offset + int(np.prod(shape)) * dtype.itemsize
+    part = bytes_[offset : offset + math.prod(shape) * dtype.itemsize]
 
     def read() -> Tensor:
-        part = bytes_[offset:end]
-        if offset % dtype.itemsize:
-            part = part.copy()
-        return torch.from_numpy(part).view(dtype).reshape(shape)
+        aligned = part.copy() if offset % dtype.itemsize else part
+        return torch.from_numpy(aligned).view(dtype).reshape(shape)
 
-    return Stored(dtype, shape, read)
+    return Stored(dtype, shape, read, part)
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -78,7 +83,7 @@ def _entries(header: dict[str, Any], available: int) -> Iterator[tuple[str, torc
         if name == "__metadata__":
             continue
         dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        if not 0 <= start <= end <= available or end - start != int(np.prod(shape)) * dtype.itemsize:
+        if not 0 <= start <= end <= available or end - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} lies outside the file")
         yield name, dtype, shape, start
 
@@ -97,12 +102,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
-            write_data(file, tensors[name].read())
+            tensors[name].write(file)
 
 
-def write_data(file: BinaryIO, tensor: Tensor) -> None:
-    """The elements of a tensor, in order, as they lie in memory."""
-    file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def as_bytes(tensor: Tensor) -> np.ndarray:
+    """The elements of a tensor, in order, without a copy where they lie so in memory."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -24,9 +24,9 @@ from .. import hub
 from ..errors import UsageError, UserError
 from ..model import SpikeGPT
 from ..neurons import EventNeuron
+from ..ragged import Reader, read_masked
 from .cache import StateCache
 from .configuration import SpikeGPTConfig
-from .ragged import Reader, read
 
 _PREFIX = "spikegpt."
 _HALF = (torch.float16, torch.bfloat16)
@@ -65,7 +65,7 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
         columns = ids.shape[1]
         mask = None if mask is None else mask[:, -columns:].to(ids.device)
         with self._precision():
-            output, after = read(reader, ids, mask, state, keep_state=keep_state)
+            output, after = read_masked(reader, ids, mask, state, keep_state=keep_state)
         if not keep_state or after is None:
             return output, None
         cache.put(after, columns)
@@ -163,12 +163,11 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
         core = self.spikegpt
         keep = self._keeps_state(use_cache, labels)
         # Where the head's neuron remembers, it must see every token; else the head may read the wanted columns alone.
-        remembers = core.head_neuron is not None and core.head_neuron.has_membrane
-        reader = core.forward if remembers else core.features
+        reader = core.forward if core.head_remembers else core.features
         output, cache = self.read(reader, input_ids, attention_mask, past_key_values, keep)
         wanted = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = output[:, wanted]
-        if not remembers:
+        if not core.head_remembers:
             with self._precision():
                 logits, _ = core.read_out(logits, core.init_state(len(input_ids)))
         loss = None

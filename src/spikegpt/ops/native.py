@@ -30,14 +30,14 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 def wkv(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Pair:
     """See `ops.wkv`; `state` is given."""
-    run = _wkv if _is_direct(decay, first, k, v, state) else _wkv_op
+    run = _wkv if is_direct(decay, first, k, v, state) else _wkv_op
     y, state, _ = run(decay, first, k, v, state)
     return y, state
 
 
 def lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float) -> Pair:
     """See `ops.lif`; `membrane` is given."""
-    run = _lif if _is_direct(x, membrane) else _lif_op
+    run = _lif if is_direct(x, membrane) else _lif_op
     spikes, membrane, _ = run(x, membrane, tau, threshold, alpha)
     return spikes, membrane
 
@@ -55,14 +55,24 @@ def event(
 ) -> Pair:
     """See `ops.event`; `membrane` is given."""
     if leak is None:
-        point = _point_event if _is_direct(x, threshold, unit) else _point_event_op
+        point = _point_event if is_direct(x, threshold, unit) else _point_event_op
         return point(x, threshold, unit, levels, signed, window), membrane
-    run = _event if _is_direct(x, threshold, unit, leak, membrane) else _event_op
+    run = _event if is_direct(x, threshold, unit, leak, membrane) else _event_op
     events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, signed, hard, window)
     return events, membrane
 
 
-def _is_direct(*tensors: Tensor) -> bool:
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """See `ops.linear`: a matrix product of few rows, bound by the reading of the weights."""
+    inputs, outputs = _packed(x, weight), x.new_empty(*x.shape[:-1], weight.shape[0])
+    _native.matvec(
+        torch.get_num_threads(), x.numel() // x.shape[-1], x.shape[-1], weight.shape[0], *_at(*inputs, outputs)
+    )
+    return outputs
+
+
+def is_direct(*tensors: Tensor) -> bool:
+    """Whether kernels may be called without a dispatch: no gradient wanted, nothing being compiled."""
     return (
         not torch.compiler.is_compiling()
         and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)

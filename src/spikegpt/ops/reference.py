@@ -69,7 +69,7 @@ def wkv(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tu
         top = torch.maximum(exponent + decay, k_t)
         past, now = torch.exp(exponent + decay - top), torch.exp(k_t - top)
         numerator, denominator, exponent = past * numerator + now * v_t, past * denominator + now, top
-    y = torch.stack(outputs, 1) if outputs else torch.empty_like(k)
+    y = torch.stack(outputs, 1) if outputs else v.clone()
     return y, torch.stack((numerator, denominator, exponent), 1)
 
 
@@ -81,7 +81,7 @@ def lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float)
         spikes = spike(charged - threshold, alpha)
         membrane = (1 - spikes) * charged
         outputs.append(spikes)
-    return torch.stack(outputs, 1) if outputs else torch.empty_like(x), membrane.clone()
+    return torch.stack(outputs, 1) if outputs else x.clone(), membrane.clone()
 
 
 def event(
@@ -104,4 +104,4 @@ def event(
         events = _Event.apply(charged, threshold, unit, levels, signed, window)
         membrane = torch.where(events == 0, charged, 0) if hard else charged - events * unit
         outputs.append(events)
-    return torch.stack(outputs, 1) if outputs else torch.empty_like(x), membrane.clone()
+    return torch.stack(outputs, 1) if outputs else x.clone(), membrane.clone()

@@ -92,7 +92,7 @@ Engine::Engine(const Settings &settings, const Tensors &tensors, const Layout &l
     mixes_.push_back(add_mix(block, "ffn", "ln2", false));
   }
   model_.mixes = mixes_.data();
-  model_.head = add_site("head", "head_neuron", channels, settings.vocab, settings.is_signed);
+  model_.head = add_site("head", "head_neuron", "head_neuron", channels, settings.vocab, settings.is_signed);
   fired_.resize(sites_.size());
   make_buffers();
   tensors_ = nullptr;
@@ -118,7 +118,8 @@ Norm Engine::norm(const std::string &name) {
   return {floats(name + ".weight", settings_.channels), floats(name + ".bias", settings_.channels)};
 }
 
-Site *Engine::add_site(const std::string &matrix, const std::string &neuron, int inputs, int outputs, bool is_signed) {
+Site *Engine::add_site(const std::string &matrix, const std::string &neuron, const std::string &membrane, int inputs,
+                       int outputs, bool is_signed) {
   const auto found = tensors_->find(matrix + ".weight");
   if (found == tensors_->end()) throw std::invalid_argument("there is no tensor " + matrix + ".weight");
   auto site = std::make_unique<Site>();
@@ -130,8 +131,8 @@ Site *Engine::add_site(const std::string &matrix, const std::string &neuron, int
   site->unit = *floats(neuron + ".unit", 1);
   site->threshold = floats(neuron + ".threshold", inputs);
   site->leak = tensors_->count(neuron + ".leak") ? floats(neuron + ".leak", inputs) : nullptr;
-  const auto membrane = layout_->find(neuron);
-  site->membrane = membrane == layout_->end() ? -1 : membrane->second;
+  const auto kept = layout_->find(membrane);
+  site->membrane = kept == layout_->end() ? -1 : kept->second;
   if (site->leak && site->membrane < 0) throw std::invalid_argument("the state keeps no membrane for " + neuron);
   site->stride = round_up(inputs, 64);
   site->events = arena_.take<int8_t>(static_cast<std::size_t>(kTokens) * site->stride);
@@ -198,7 +199,8 @@ Mix Engine::add_mix(const std::string &block, const std::string &part, const std
   mix.mix_k = floats(name + ".time_mix_k", channels);
   mix.mix_r = floats(name + ".time_mix_r", channels);
   const auto site = [&](const char *which, int inputs, int outputs, bool is_signed) {
-    return add_site(name + "." + which, state + ".neurons." + which, inputs, outputs, is_signed);
+    return add_site(name + "." + which, name + ".neurons." + which, state + ".neurons." + which, inputs, outputs,
+                    is_signed);
   };
   const bool is_signed = settings_.is_signed;
   const int hidden = is_time ? channels : 4 * channels;

@@ -54,7 +54,8 @@ class Engine {
   const Tensor &tensor(const std::string &name, Tensor::Type type, const std::vector<int64_t> &shape) const;
   const float *floats(const std::string &name, int64_t count);
   Norm norm(const std::string &name);
-  Site *add_site(const std::string &matrix, const std::string &neuron, int inputs, int outputs, bool is_signed);
+  Site *add_site(const std::string &matrix, const std::string &neuron, const std::string &membrane, int inputs,
+                 int outputs, bool is_signed);
   void lay_out(Site &site, const Tensor &weights);
   Mix add_mix(const std::string &block, const std::string &part, const std::string &norm, bool is_time);
   void make_buffers();

@@ -88,7 +88,15 @@ struct PointEvent {
   float *out;                    // events or grad_x
 };
 
-// Each function does the items begin..end: (batch, block of channels) pairs, or rows for PointEvent.
+// A few vectors times a matrix.
+struct Matvec {
+  int64_t rows, inputs, outputs;
+  const float *x, *weight;  // [rows, inputs], [outputs, inputs]
+  float *y;                 // [rows, outputs]
+};
+
+// Each function does the items begin..end: (batch, block of channels) pairs, rows for PointEvent,
+// outputs for Matvec.
 struct Kernels {
   const char *name;
   void (*wkv_forward)(const WkvForward &, int64_t begin, int64_t end);
@@ -99,6 +107,7 @@ struct Kernels {
   void (*event_backward)(const EventBackward &, int64_t begin, int64_t end);
   void (*point_event_forward)(const PointEvent &, int64_t begin, int64_t end);
   void (*point_event_backward)(const PointEvent &, int64_t begin, int64_t end);
+  void (*matvec)(const Matvec &, int64_t begin, int64_t end);
 };
 
 }  // namespace spikegpt

@@ -164,6 +164,11 @@ void point_event_backward(int threads, Dims rows, Dims channels, float levels, f
       threads, rows, rows * channels);
 }
 
+void matvec(int threads, Dims rows, Dims inputs, Dims outputs, Address x, Address weight, Address y) {
+  run(active.load()->matvec, Matvec{rows, inputs, outputs, in(x), in(weight), out(y)}, threads, outputs,
+      inputs * outputs);
+}
+
 }  // namespace
 }  // namespace spikegpt
 
@@ -181,4 +186,5 @@ NB_MODULE(_native, module) {
   module.def("event_backward", &event_backward, Free());
   module.def("point_event_forward", &point_event_forward, Free());
   module.def("point_event_backward", &point_event_backward, Free());
+  module.def("matvec", &matvec, Free());
 }

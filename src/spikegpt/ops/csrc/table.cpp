@@ -11,6 +11,7 @@ void event_forward(const EventForward &, int64_t, int64_t);
 void event_backward(const EventBackward &, int64_t, int64_t);
 void point_event_forward(const PointEvent &, int64_t, int64_t);
 void point_event_backward(const PointEvent &, int64_t, int64_t);
+void matvec(const Matvec &, int64_t, int64_t);
 
 #define SPIKEGPT_QUOTE(name) #name
 #define SPIKEGPT_STRING(name) SPIKEGPT_QUOTE(name)
@@ -18,7 +19,7 @@ void point_event_backward(const PointEvent &, int64_t, int64_t);
 extern const Kernels kernels;
 const Kernels kernels = {
     SPIKEGPT_STRING(SPIKEGPT_ISA), wkv_forward,   wkv_backward,        lif_forward,          lif_backward,
-    event_forward,                 event_backward, point_event_forward, point_event_backward,
+    event_forward,                 event_backward, point_event_forward, point_event_backward, matvec,
 };
 
 }  // namespace spikegpt::SPIKEGPT_ISA

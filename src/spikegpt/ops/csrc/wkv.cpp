@@ -37,7 +37,7 @@ void forward_step(Running &run, int width, const float *__restrict decay, const 
     weigh(faded - k[c], past, now);
     run.a[c] = past * a + now * v[c];
     run.b[c] = past * b + now;
-    run.o[c] = faded < k[c] ? k[c] : faded;
+    run.o[c] = k[c] < faded ? faded : k[c];
   }
 }
 
@@ -60,7 +60,7 @@ void replay_step(Running &run, Trace &__restrict trace, int width, const float *
     trace.in_now[c] = now;
     run.a[c] = past * a + now * v[c];
     run.b[c] = past * b + now;
-    run.o[c] = faded < k[c] ? k[c] : faded;
+    run.o[c] = k[c] < faded ? faded : k[c];
   }
 }
 
@@ -80,7 +80,8 @@ void backward_step(Carried &g, const Trace &trace, int width, const float *__res
     const float inverse = 1.0f / (out_past * b + out_now);
     const float y = (out_past * a + out_now * v[c]) * inverse;
     const float g_sum = grad_y[c] * inverse;
-    const float g_first = out_now * g_sum * (v[c] - y);
+    const float from_y = out_past * (b * v[c] - a) * inverse;  // v - y, without the cancellation
+    const float g_first = out_now * g_sum * from_y;
     const float to_past = in_past == 1.0f ? (in_now == 1.0f ? 0.5f : 1.0f) : 0.0f;
     const float excess = to_past * g.o[c];
     grad_v[c] = out_now * g_sum + in_now * ga;

@@ -1,0 +1,9 @@
+"""The event-driven engine: a `spikes="before"` model in small integers, where a silent neuron costs nothing.
+
+`pack` writes such a model, `EventModel` runs it: called like a `SpikeGPT`, with the same states.
+"""
+
+from .pack import pack
+from .run import EventModel, Stream
+
+__all__ = ["EventModel", "Stream", "pack"]

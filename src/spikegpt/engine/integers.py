@@ -1,0 +1,151 @@
+"""A model's matrices as small integers, and back.
+
+An event-driven model multiplies integers (events) with weights: with integer weights every sum is exact. Each output
+has a scale, for all inputs (8 bits) or for each `GROUP` of them (4 bits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..errors import UsageError
+from ..model import SpikeGPT
+
+GROUP = 128
+"""Inputs that share a scale where weights have 4 bits; a multiple of 64."""
+BITS = (8, 4)
+
+
+@dataclass(frozen=True)
+class IntegerModel:
+    """A model whose matrices are integers. `arrays` has the names of the model's state dict:
+
+    matrices [inputs, outputs] int8, or uint8 [inputs, ceil(outputs / 2)] with two 4-bit weights + 8 a byte, the first
+    one low, and `<name>.scale` [groups, outputs]; `emb.weight` [V, C] int8 and `emb.scale` [V]; the rest float32.
+    """
+
+    config: ModelConfig
+    bits: int
+    arrays: dict[str, np.ndarray]
+
+    @staticmethod
+    def of(model: SpikeGPT, bits: int = 8) -> IntegerModel:
+        """Round the matrices of an event-driven model to the nearest of their 255 (or 15) steps."""
+        check_event_driven(model.config)
+        if bits not in BITS:
+            raise UsageError(f"bits={bits} is not one of {', '.join(map(str, BITS))}")
+        matrices = set(matrix_names(model))
+        arrays: dict[str, np.ndarray] = {}
+        for name, tensor in model.state_dict().items():
+            values = tensor.detach().cpu().float()
+            stem = name.removesuffix(".weight")
+            if stem in matrices:
+                integers, scale = _round(values, bits)
+                arrays[name] = (_halve if bits == 4 else np.ascontiguousarray)(integers.t().numpy())
+                arrays[f"{stem}.scale"] = scale.numpy()
+            elif name == "emb.weight":
+                integers, scale = _round_embedding(values, bool(model.config.spike_embedding))
+                arrays[name], arrays["emb.scale"] = integers.numpy(), scale.numpy()
+            else:
+                arrays[name] = values.numpy()
+        return IntegerModel(model.config, bits, arrays)
+
+    def dequantise(self) -> SpikeGPT:
+        """The float model with exactly these weights; what the engine is tested against."""
+        with torch.device("meta"):
+            model = SpikeGPT(self.config)
+        model.to_empty(device="cpu")
+        matrices = set(matrix_names(model))
+        values = {}
+        for name in model.state_dict():
+            array = self.arrays[name]
+            stem = name.removesuffix(".weight")
+            if stem in matrices:
+                values[name] = self._weights(stem)
+            elif name == "emb.weight":
+                values[name] = torch.from_numpy(array.astype(np.float32) * self.arrays["emb.scale"][:, None])
+            else:
+                values[name] = torch.from_numpy(array.copy())
+        model.load_state_dict(values)
+        for neuron in model.event_neurons():
+            neuron.events_seen.zero_()
+        return model.eval()
+
+    def _weights(self, stem: str) -> Tensor:
+        """[outputs, inputs] of one matrix, as floats."""
+        array, scale = self.arrays[f"{stem}.weight"], self.arrays[f"{stem}.scale"]
+        groups, outputs = scale.shape
+        integers = array if self.bits == 8 else _unhalve(array, outputs)
+        rows = np.repeat(scale, GROUP if groups > 1 else len(integers), axis=0)[: len(integers)]
+        return torch.from_numpy(np.ascontiguousarray((integers.astype(np.float32) * rows).T))
+
+
+def check_event_driven(config: ModelConfig) -> None:
+    """UsageError where some product of the model reads floats, which no integer engine can run."""
+    if config.spikes != "before":
+        raise UsageError(
+            f'this model has spikes="{config.spikes}", so its products read floats and nothing can be skipped: '
+            "train one with --spikes before, or turn this one into one with `spikegpt spikify`"
+        )
+
+
+def matrix_names(model: nn.Module) -> list[str]:
+    """Names of the modules that are matrices with a neuron in front, the head included."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _round(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """weight [outputs, inputs] -> integers of that shape (int8), scale [groups, outputs]."""
+    if bits == 8:
+        scale = _nonzero(weight.abs().amax(1, keepdim=True) / 127)
+        return torch.round(weight / scale).to(torch.int8), scale.t().contiguous()
+    pieces = weight.split(GROUP, dim=1)
+    rounded = [_round_four_bits(piece) for piece in pieces]
+    return torch.cat([integers for integers, _ in rounded], 1), torch.cat([scale for _, scale in rounded], 1).t().contiguous()
+
+
+def _round_four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [outputs, n] -> integers -7..7 and scale [outputs, 1]: of a few scales, the one with the least square error.
+
+    A scale that clips the largest weight a little represents the others better.
+    """
+    largest = _nonzero(weight.abs().amax(1, keepdim=True))
+    best, best_scale, best_error = torch.zeros_like(weight), largest, torch.full_like(largest, torch.inf)
+    for step in range(9):
+        scale = largest * (1 - 0.05 * step) / 7
+        integers = torch.round(weight / scale).clamp(-7, 7)
+        error = ((integers * scale - weight) ** 2).sum(1, keepdim=True)
+        better = error < best_error
+        best, best_scale = torch.where(better, integers, best), torch.where(better, scale, best_scale)
+        best_error = torch.where(better, error, best_error)
+    return best.to(torch.int8), best_scale
+
+
+def _round_embedding(weight: Tensor, is_spike: bool) -> tuple[Tensor, Tensor]:
+    """weight [V, C] -> int8 [V, C], scale [V]; of an embedding that becomes spikes only the sign counts."""
+    if is_spike:
+        return torch.where(weight >= 0, 1, -1).to(torch.int8), torch.ones(len(weight))
+    scale = _nonzero(weight.abs().amax(1) / 127)
+    return torch.round(weight / scale[:, None]).to(torch.int8), scale
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale, 1.0)
+
+
+def _halve(integers: np.ndarray) -> np.ndarray:
+    """[inputs, outputs] of -7..7 -> uint8 [inputs, ceil(outputs / 2)], offset by 8, the first of two in the low bits."""
+    padded = np.zeros((len(integers), -(-integers.shape[1] // 2) * 2), np.int8)
+    padded[:, : integers.shape[1]] = integers
+    shifted = (padded + 8).astype(np.uint8)
+    return shifted[:, ::2] | shifted[:, 1::2] << 4
+
+
+def _unhalve(halves: np.ndarray, outputs: int) -> np.ndarray:
+    both = np.stack([halves & 15, halves >> 4], axis=-1).reshape(len(halves), -1)
+    return both[:, :outputs].astype(np.int8) - 8

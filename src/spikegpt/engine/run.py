@@ -1,0 +1,258 @@
+"""Running a packed model: called like a `SpikeGPT`, with the same states, on the CPU, in integers.
+
+B batch, T tokens, V vocabulary. Only the weights of inputs that fire are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UsageError, UserError
+from ..meter import LayerActivity
+from ..model import SpikeGPT
+from ..state import State
+from ..tokenizer import Tokenizer
+from .integers import IntegerModel
+from .layout import Layout
+
+try:
+    from . import _engine
+except ImportError as error:  # no compiler where this was installed
+    _engine, MISSING = None, str(error)
+else:
+    MISSING = None
+"""Why the engine cannot be used, or None."""
+
+
+@dataclass(frozen=True)
+class SiteCounts:
+    """What the neurons in front of one matrix did over everything that was read; counted from execution."""
+
+    name: str
+    """Of the neurons' module in the float model."""
+    inputs: int
+    outputs: int
+    bits: int
+    """Width of the matrix's weights."""
+    steps: int
+    """Tokens."""
+    active: int
+    """Events: inputs whose weights were read, over all tokens."""
+    units: int
+    """Sum of the events' sizes: spikes after expansion into unit spikes."""
+    saturated: int
+    """Events of the largest size."""
+    fired: list[int] | None = None
+    """[inputs] events of each neuron, where neurons are counted."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights read, without padding and scales."""
+        return self.active * self.outputs * self.bits // 8
+
+
+class EventModel:
+    """A packed model on its engine: `logits, state = model(ids, state)` as in `SpikeGPT`.
+
+    `threads` is fixed at the start, for weights are laid out for it; results do not depend on it. `dense` reads every
+    weight, as an engine without events would: slower, the same result. Not for two callers at the same time.
+    """
+
+    device = torch.device("cpu")
+    training = False
+
+    def __init__(
+        self, packed: IntegerModel, tokenizer: Tokenizer | None = None, *, threads: int | None = None, isa: str = ""
+    ) -> None:
+        if _engine is None:
+            raise UserError(f"the event-driven engine is not built ({MISSING}); reinstall spikegpt with a C++ compiler")
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads={threads} must be above zero")
+        if isa and isa not in _engine.instruction_sets():
+            raise UsageError(f"this machine has no {isa!r}; it has {', '.join(_engine.instruction_sets())}")
+        config, event = packed.config, packed.config.event
+        assert event is not None
+        self.config, self.tokenizer, self.bits = config, tokenizer, packed.bits
+        self._layout = Layout(config)
+        self._engine = _engine.Engine(
+            _prepare(packed), self._layout.offsets, config.n_layer, config.n_embd, config.vocab_size,
+            event.levels, event.signed, event.reset == "hard", bool(config.spike_embedding),
+            config.architecture == "RWKV-ffnPre", threads or _cores(), isa,
+        )  # fmt: skip
+
+    @staticmethod
+    def of(model: SpikeGPT, *, bits: int = 8, threads: int | None = None, isa: str = "") -> EventModel:
+        """The engine for a float model in memory."""
+        return EventModel(IntegerModel.of(model, bits), model.tokenizer, threads=threads, isa=isa)
+
+    @staticmethod
+    def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> EventModel:
+        """The engine for a packed model's directory, or for a float model's, which is packed to 8 bits in memory."""
+        from .. import checkpoint
+        from . import pack
+
+        path = Path(directory)
+        if pack.is_packed(path):
+            return EventModel(*pack.read(path), threads=threads)
+        return EventModel.of(checkpoint.load_model(checkpoint.resolve(path)), threads=threads)
+
+    @property
+    def threads(self) -> int:
+        """Threads that work on a token."""
+        return self._engine.threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that was chosen for this machine."""
+        return self._engine.isa
+
+    def init_state(self, batch_size: int = 1) -> State:
+        """The state before any token."""
+        return self._layout.view(self._layout.empty(batch_size))
+
+    def __call__(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """ids [B, T] int64 -> logits [B, T, V] float32 and the next state; without a state the text begins."""
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
+        rows = self._rows(state, len(ids))
+        logits = torch.empty(*ids.shape, self.config.vocab_size)
+        tokens = ids.to("cpu", torch.int64).contiguous().numpy()
+        for sequence in range(len(ids)):
+            self._engine.run(tokens[sequence], rows[sequence].numpy(), logits[sequence].numpy(), False)
+        return logits, self._layout.view(rows)
+
+    def stream(self, state: State | None = None) -> Stream:
+        """One text read token by token from `state` on: the fastest way to generate."""
+        return Stream(self._engine, self._layout, self._rows(state, 1), self.config.vocab_size)
+
+    def set_dense(self, dense: bool) -> None:
+        """Read every weight from now on, or only those of active inputs."""
+        self._engine.set_dense(dense)
+
+    def meter(self, *, neurons: bool = True) -> EventMeter:
+        """A context that counts events; with `neurons` also those of each neuron."""
+        return EventMeter(self._engine, neurons)
+
+    def _rows(self, state: State | None, batch_size: int) -> Tensor:
+        if state is None:
+            return self._layout.empty(batch_size)
+        if state.batch_size != batch_size:
+            raise UsageError(f"the state is of {state.batch_size} sequences, not {batch_size}")
+        return self._layout.rows(state)
+
+
+class Stream:
+    """One text in the making. Nothing is allocated for a token."""
+
+    def __init__(self, engine: Any, layout: Layout, rows: Tensor, vocab_size: int) -> None:
+        self._engine, self._layout, self._rows = engine, layout, rows
+        self._logits = torch.empty(1, vocab_size)
+        self._id = np.empty(1, np.int64)
+        self._state_row, self._logits_rows = rows[0].numpy(), self._logits.numpy()
+
+    def step(self, token: int) -> Tensor:
+        """Read one token; logits [V] of the next, overwritten by the next step."""
+        self._id[0] = token
+        self._engine.run(self._id, self._state_row, self._logits_rows, True)
+        return self._logits[0]
+
+    def read(self, ids: Sequence[int] | np.ndarray) -> Tensor:
+        """Read many tokens, faster than one by one; logits [V] after the last."""
+        if len(ids) == 0:
+            raise UsageError("there is no token to read")
+        self._engine.run(np.asarray(ids, np.int64), self._state_row, self._logits_rows, True)
+        return self._logits[0]
+
+    def state(self) -> State:
+        """A copy of the state after all that was read."""
+        return self._layout.view(self._rows.clone())
+
+
+class EventMeter:
+    """Counts events inside a `with` block, like `meter.SpikeMeter`."""
+
+    def __init__(self, engine: Any, neurons: bool) -> None:
+        self._engine, self._neurons = engine, neurons
+        self._counts: list[SiteCounts] | None = None
+
+    def __enter__(self) -> EventMeter:
+        self._engine.count_neurons(self._neurons)
+        self._engine.reset_counts()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._counts = self.counts()
+        self._engine.count_neurons(False)
+
+    def counts(self) -> list[SiteCounts]:
+        """One row a matrix, in the order they run."""
+        if self._counts is not None:
+            return self._counts
+        return [SiteCounts(**row) for row in self._engine.counts()]
+
+    @property
+    def rate(self) -> float:
+        """Share of all neuron-steps with an event."""
+        counts = self.counts()
+        steps = sum(site.steps * site.inputs for site in counts)
+        return sum(site.active for site in counts) / steps if steps else 0.0
+
+    @property
+    def activity(self) -> float:
+        """Share of the weights that were read: events x outputs over inputs x outputs."""
+        counts = self.counts()
+        weights = sum(site.steps * site.inputs * site.outputs for site in counts)
+        return sum(site.active * site.outputs for site in counts) / weights if weights else 0.0
+
+    def layers(self) -> list[LayerActivity]:
+        """One row a layer of neurons; needs each neuron's own count."""
+        return [
+            LayerActivity(
+                name=site.name,
+                neurons=site.inputs,
+                rate=site.active / (site.steps * site.inputs),
+                dead=site.fired.count(0) / site.inputs,
+                saturated=site.fired.count(site.steps) / site.inputs,
+            )
+            for site in self.counts()
+            if site.fired is not None and site.steps
+        ]
+
+
+def _prepare(packed: IntegerModel) -> dict[str, np.ndarray]:
+    """The arrays as the engine wants them: vectors flat, decay and leak computed as the float model does."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in packed.arrays.items():
+        stem = name.rpartition(".")[0]
+        if name.endswith(".time_decay"):
+            arrays[f"{stem}.decay"] = (-torch.exp(torch.from_numpy(array))).numpy()
+        elif name.endswith(".leak_logit"):
+            arrays[f"{stem}.leak"] = torch.sigmoid(torch.from_numpy(array)).numpy()
+        elif name.endswith(".threshold"):
+            arrays[name] = np.ascontiguousarray(np.broadcast_to(array, _width(packed, stem)))
+        elif array.dtype == np.float32 and ".time_mix_" in name:
+            arrays[name] = array.reshape(-1)
+        else:
+            arrays[name] = array
+    return arrays
+
+
+def _width(packed: IntegerModel, neuron: str) -> int:
+    """Inputs of the matrix behind a neuron."""
+    matrix = "head" if neuron == "head_neuron" else neuron.replace(".neurons.", ".")
+    return len(packed.arrays[f"{matrix}.weight"])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,206 @@
+"""SpikeGPT as a model of EleutherAI's lm-eval (the extra `lm-eval`).
+
+lm-eval has no way to find other packages' models, so its command is run from here, with the same arguments:
+
+    python -m spikegpt.lm_eval_adapter --model spikegpt --model_args pretrained=DIR --tasks ... --include_path ...
+
+In Python, importing this module registers the model "spikegpt".
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from torch import Tensor
+from tqdm import tqdm
+
+from .checkpoint import load
+from .errors import UsageError, UserError
+from .evaluation import evaluating, tokenizer_of
+from .generation import generate_batch, start_id
+from .ragged import read_rows
+from .state import State
+
+_T = TypeVar("_T")
+
+_ELEMENTS = 2**26
+"""Logits held at a time."""
+
+Scored = tuple[float, bool]
+"""Log-likelihood in nats, and whether greedy decoding would have written the same."""
+
+
+@register_model("spikegpt")
+class SpikeGPTLM(TemplateLM):
+    """Model arguments: pretrained (a directory, a preset, or nothing for the shipped model), device, backend.
+
+    Without a GPU it runs on the CPU, whatever device lm-eval asks for.
+
+    A text of any length is read as a whole, for the state has a constant size. A context that several requests share,
+    as the choices of one question do, is read once. A text begins after end-of-text, or a newline where the tokenizer
+    has no such token.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        *,
+        device: str | None = None,
+        backend: str = "auto",
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        # lm-eval says "cuda:0" where nobody chose a device.
+        usable = device is not None and (torch.cuda.is_available() or not device.startswith("cuda"))
+        self._device = torch.device(device if usable else "cpu")
+        self.model = load(pretrained, device=self._device, backend=backend)
+        self._tokenizer = tokenizer_of(self.model)
+        self.batch_size = int(batch_size) if str(batch_size).isdecimal() and int(str(batch_size)) > 1 else 32
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token before a text's first."""
+        return start_id(self._tokenizer)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer where lm-eval keeps tokenized requests."""
+        return f"spikegpt-{self._tokenizer.digest}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """The tokens of a text; none is ever added."""
+        return self._tokenizer.encode(string).tolist()
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of whole texts, in nats, however long they are."""
+        texts = [(("", request.args[0]), [self.eot_token_id], self.tok_encode(request.args[0])) for request in requests]
+        results = [total for total, _ in self._loglikelihood_tokens(texts, disable_tqdm=disable_tqdm)]
+        for request, result in zip(requests, results, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
+        return results
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[Scored]:
+        asked: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, _) in enumerate(requests):
+            asked.setdefault(tuple(context or [self.eot_token_id]), []).append(index)
+        results: list[Scored] = [(0.0, True)] * len(requests)
+        with tqdm(total=len(requests), desc="spikegpt", disable=disable_tqdm) as bar, evaluating(self.model):
+            for contexts in _batches(sorted(asked, key=len, reverse=True), self.batch_size):
+                states = self._after([context[:-1] for context in contexts])
+                pairs = [(row, index) for row, context in enumerate(contexts) for index in asked[context]]
+                pairs.sort(key=lambda pair: -len(requests[pair[1]][2]))
+                for part in _batches(pairs, self.batch_size):
+                    ids = [[contexts[row][-1], *requests[index][2]] for row, index in part]
+                    scores = self._score(ids, states.index([row for row, _ in part]))
+                    for (_, index), score in zip(part, scores, strict=True):
+                        results[index] = score
+                        self.cache_hook.add_partial("loglikelihood", requests[index][0], score)
+                    bar.update(len(part))
+        return results
+
+    def _after(self, rows: Sequence[Sequence[int]]) -> State:
+        """The states after reading each row of ids, empty ones too."""
+        state = self.model.init_state(len(rows))
+        packed, lengths = self._pack(rows)
+        if not packed.shape[1]:
+            return state
+        return read_rows(self._silently, packed, lengths, state, columns=self._columns(len(rows)))[1]
+
+    def _silently(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read ids [B, T] for the state alone; the head works only where its neuron must see every token."""
+        reader = self.model.forward if self.model.head_remembers else self.model.features
+        return ids.new_empty(*ids.shape, 0), reader(ids, state)[1]
+
+    def _score(self, rows: Sequence[Sequence[int]], state: State) -> list[Scored]:
+        """How likely each row's tokens are after its first, which the state has not read."""
+        packed, lengths = self._pack(rows)
+        inputs_and_targets = torch.stack([packed[:, :-1], packed[:, 1:]], dim=-1)
+        if not inputs_and_targets.numel():
+            return [(0.0, True)] * len(rows)
+        columns = self._columns(len(rows))
+        output, _ = read_rows(self._likelihoods, inputs_and_targets, lengths - 1, state, columns=columns)
+        totals = output.double().sum(1)
+        return [
+            (likelihood, greedy == length)
+            for (likelihood, greedy), length in zip(totals.tolist(), (lengths - 1).tolist(), strict=True)
+        ]
+
+    def _likelihoods(self, pairs: Tensor, state: State) -> tuple[Tensor, State]:
+        """pairs [B, T, 2] of token and next token to [B, T, 2]: the next one's log-likelihood, and 1 if it is likeliest."""
+        logits, state = self.model(pairs[..., 0], state)
+        target = pairs[..., 1:]
+        greedy = logits.argmax(-1, keepdim=True) == target
+        return torch.cat([logits.log_softmax(-1).gather(-1, target), greedy.float()], dim=-1), state
+
+    def _columns(self, rows: int) -> int:
+        return _ELEMENTS // (rows * self.model.config.vocab_size) + 1
+
+    def _pack(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Rows of ids as [B, T] filled with 0, and their lengths [B]."""
+        lengths = torch.tensor([len(row) for row in rows])
+        packed = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+        for place, row in zip(packed, rows, strict=True):
+            place[: len(row)] = torch.tensor(row, dtype=torch.int64)
+        return packed.to(self._device), lengths.to(self._device)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The continuation of each context up to one of its stop strings."""
+        asked: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            asked.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+        results = [""] * len(requests)
+        with tqdm(total=len(requests), desc="spikegpt", disable=disable_tqdm) as bar:
+            for settings, indices in asked.items():
+                how = _generation_settings(json.loads(settings))
+                for part in _batches(indices, self.batch_size):
+                    texts = generate_batch(self.model, [requests[index].args[0] for index in part], **how)
+                    for index, text in zip(part, texts, strict=True):
+                        results[index] = text
+                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                    bar.update(len(part))
+        return results
+
+
+def _generation_settings(asked: dict[str, Any]) -> dict[str, Any]:
+    """lm-eval's settings of a generation as those of `generate_batch`; a UsageError names what there is none for."""
+    settings: dict[str, Any] = dict(normalize_gen_kwargs(asked))
+    if not settings.pop("do_sample"):
+        settings["temperature"] = 0.0
+    how = {
+        "max_tokens": settings.pop("max_gen_toks"),
+        "stop": [stop for stop in settings.pop("until") if stop],
+        **{name: settings.pop(name) for name in ("temperature", "top_k", "top_p", "min_p", "seed") if name in settings},
+    }
+    if settings:
+        raise UsageError(f"generation has no setting {', '.join(settings)}; leave it out of the task or of --gen_kwargs")
+    return how
+
+
+def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def main() -> None:
+    """Run lm-eval's own command, which now knows this model."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
