@@ -360,7 +360,7 @@ def test_options_about_a_directory_of_ours_are_refused(source: Path, tmp_path: P
 
 def test_an_unknown_kind_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'rwkv5' is not one of spikegpt, rwkv4"):
-        convert(source, tmp_path / "model", kind="rwkv5")  # type: ignore[arg-type]
+        convert(source, tmp_path / "model", kind="rwkv5")
 
 
 _MEASURE = """

@@ -245,7 +245,7 @@ def test_lif_against_spikingjelly(backend):
     reason = "needs spikingjelly (pip install --no-deps spikingjelly) and what its neurons import"
     neurons = pytest.importorskip("spikingjelly.activation_based.neuron", reason=reason, exc_type=ImportError)
     surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate", reason=reason, exc_type=ImportError)
-    node = neurons.LIFNode(tau=2.0, surrogate_function=surrogate.ATan(alpha=2.0), step_mode="m", backend="torch")
+    node = neurons.LIFNode(tau=2.0, surrogate_function=surrogate.ATan(alpha=2.0), step_mode="m")
     x, _ = lif_inputs(50, 7)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     spikes, _ = ops.lif(ours, backend=backend)

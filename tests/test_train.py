@@ -194,12 +194,22 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, corpus):
     ],
 )
 def test_another_configuration_is_not_resumed(tmp_path, corpus, field, change):
-    training.run(tmp_path / "run", corpus, train={"steps": 2})
-    settings = {"train": {"steps": 2}, **change}
-    settings["train"] = {"steps": 2, **settings["train"]}
+    training.run(tmp_path / "run", corpus, train={"steps": 4})
+    settings = {"train": {"steps": 4}, **change}
+    settings["train"] = {"steps": 4, **settings["train"]}
     with pytest.raises(UsageError, match=f"cannot resume .*: {field} is ") as caught:
         training.run(tmp_path / "run", corpus, resume=True, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_has_not_begun_to_decay_may_be_made_longer(tmp_path, corpus, at_step):
+    wsd = {"schedule": "wsd", "decay": 0.25}
+    longer, _ = training.run(tmp_path / "a", corpus, train={**wsd, "steps": 12})
+    at_step(5, lambda run: os.kill(os.getpid(), signal.SIGINT))
+    training.run(tmp_path / "b", corpus, train={**wsd, "steps": 8})
+    extended, result = training.run(tmp_path / "b", corpus, train={**wsd, "steps": 12}, resume=True)
+    assert result["step"] == 12
+    assert same(extended, longer)
 
 
 def test_how_often_to_report_may_change(tmp_path, corpus):
@@ -229,7 +239,7 @@ def test_diverged_loss_stops_with_the_last_checkpoint(tmp_path, corpus, at_step)
             run.model.head.weight[0, 0] = float("nan")
 
     at_step(5, poison)
-    with pytest.raises(UserError, match=r"loss became infinite or NaN at step 6; .*step-00000003; try a") as caught:
+    with pytest.raises(UserError, match=r"loss became infinite or NaN by step 6; .*step-00000003; try a") as caught:
         training.run(tmp_path / "run", corpus)
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
@@ -237,7 +247,7 @@ def test_diverged_loss_stops_with_the_last_checkpoint(tmp_path, corpus, at_step)
 
 
 def test_divergence_by_learning_rate(tmp_path, corpus):
-    with pytest.raises(UserError, match=r"became infinite or NaN at step .* there is no checkpoint yet"):
+    with pytest.raises(UserError, match=r"became infinite or NaN by step .* there is no checkpoint yet"):
         training.run(tmp_path / "run", corpus, train={"lr": 1e38, "warmup": 0, "save_every": 0})
     assert not (tmp_path / "run" / "checkpoints").exists()
 

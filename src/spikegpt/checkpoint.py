@@ -214,7 +214,10 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
 def remove_leftovers(directory: Path, name: str = "*") -> None:
     """Delete what a killed process left half-written in `directory`."""
     for leftover in directory.glob(f".{name}.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -68,6 +68,10 @@ class EventConfig:
     """How far below the threshold, and above the largest event, gradients still pass; in thresholds."""
     activity: float = 0.15
     """Share of neurons meant to fire per token; thresholds follow it while training."""
+    start_activity: float | None = None
+    """Share that fires when training begins, from which `activity` is approached; None: `activity` from the start."""
+    ramp: float = 0.5
+    """Share of the training that this takes."""
     hidden_activity: float | None = None
     """The same for the hidden layer after relu^2; None: as `activity`."""
     head_activity: float | None = None
@@ -77,10 +81,11 @@ class EventConfig:
         if not 1 <= self.levels <= 15:
             raise ConfigError(f"levels={self.levels} must be 1 (ternary, binary) to 15 (4 bits)")
         _positive("resolution", self.resolution)
+        _positive("ramp", self.ramp)
         _choice("reset", self.reset, Reset)
         if not 0 <= self.leak < 1:
             raise ConfigError(f"leak={self.leak} must be in [0, 1)")
-        for name in ("activity", "hidden_activity", "head_activity"):
+        for name in ("activity", "start_activity", "hidden_activity", "head_activity"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ConfigError(f"{name}={value} must be in (0, 1]")
@@ -210,6 +215,8 @@ class TrainConfig:
     """Largest norm of the gradient; 0: no clipping."""
     logit_penalty: float = 1e-4
     """Extra gradient on each position's largest logit m: m * this / (B*T). 0 turns it off."""
+    distill: float = 0.0
+    """Weight of a teacher's predictions in the loss, in [0, 1]; the text itself has the rest."""
     precision: Precision = "no"
     """Mixed precision of the matrix products: no (float32), bf16, fp16."""
     seed: int = 0
@@ -238,6 +245,8 @@ class TrainConfig:
         for name in ("lr_min", "warmup", "weight_decay", "clip", "logit_penalty", "eval_every", "eval_tokens", "save_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative")
+        if not 0 <= self.distill <= 1:
+            raise ConfigError(f"distill={self.distill} must be in [0, 1]")
         if not 0 < self.decay <= 1:
             raise ConfigError(f"decay={self.decay} must be in (0, 1]")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,6 +16,12 @@ def loss_fn(logits: Tensor, targets: Tensor, penalty: float = 1e-4) -> Tensor:
     which keeps logits from drifting upwards together.
     """
     return _CrossEntropy.apply(logits.float(), targets, penalty)
+
+
+def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence, in nats, of logits [B, T, V] from a teacher's [B, T, V]."""
+    ours, theirs = (F.log_softmax(each.float().flatten(0, 1), -1) for each in (logits, teacher))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
 class _CrossEntropy(torch.autograd.Function):

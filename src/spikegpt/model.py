@@ -259,10 +259,13 @@ class SpikeGPT(nn.Module):
         """Every neuron in front of a matrix; empty unless the model is event-driven."""
         return [module for module in self.modules() if isinstance(module, EventNeuron)]
 
-    def after_step(self) -> None:
-        """Let thresholds follow their target activity; called after each optimiser step."""
+    def after_step(self, done: float = 1.0) -> None:
+        """Let thresholds follow their target activity; called after each optimiser step.
+
+        `done` is the share of the training that is behind.
+        """
         for neuron in self.event_neurons():
-            neuron.adapt()
+            neuron.adapt(done)
 
     def matrix_parameters(self) -> int:
         """Weights that every token is multiplied with, the head's included (6 operations each in a training step)."""

@@ -102,17 +102,28 @@ class EventNeuron(Neuron):
         ])  # fmt: skip
 
     @torch.no_grad()
-    def adapt(self) -> None:
-        """Move the threshold towards the target activity, from the events since the last call."""
+    def adapt(self, done: float = 1.0) -> None:
+        """Move the threshold towards the target activity, from the events since the last call.
+
+        `done` is the share of the training that is behind: the target falls to `activity` by way of it.
+        """
         fired, largest, neurons = self.events_seen.tolist()
         if neurons == 0:
             return
-        self.threshold *= math.exp(self.gain * (fired / neurons - self.activity))
-        self.unit *= math.exp(self.gain * (fired / neurons - self.activity))
+        step = math.exp(self.gain * (fired / neurons - self.target(done)))
+        self.threshold *= step
+        self.unit *= step
         if self.config.levels > 1:
             stretch = math.exp(max(-0.02, min(0.05, 5 * (largest / neurons - self.saturation))))
             self.unit.copy_(torch.maximum(self.unit * stretch, self.threshold / self.config.resolution))
         self.events_seen.zero_()
+
+    def target(self, done: float) -> float:
+        """Share of neurons meant to fire when the share `done` of the training is behind."""
+        start = self.config.start_activity
+        if start is None:
+            return self.activity
+        return self.activity * (start / self.activity) ** max(0.0, 1 - done / self.config.ramp)
 
 
 def _logit(p: float) -> float:

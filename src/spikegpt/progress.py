@@ -88,7 +88,9 @@ class MetricsLog:
 
     def __init__(self, out: Path, step: int, *, tensorboard: bool) -> None:
         path = out / "metrics.jsonl"
-        self._board = _summary_writer(out, step) if tensorboard else None
+        self._board = None
+        if tensorboard:
+            self._board = summary_writer_class()(str(out / "tensorboard"), purge_step=step + 1)
         _truncate(path, step)
         self._file = path.open("a", encoding="utf-8")
 
@@ -143,9 +145,10 @@ def _truncate(path: Path, step: int) -> None:
     os.replace(staged, path)
 
 
-def _summary_writer(out: Path, step: int) -> Any:
+def summary_writer_class() -> Any:
+    """TensorBoard's `SummaryWriter`; a UserError where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("TensorBoard is not installed: pip install 'spikegpt[tensorboard]'") from None
-    return SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import latest_checkpoint, read_config
+from .checkpoint import latest_checkpoint, load, read_config
 from .config import ModelConfig, TrainConfig, preset
 from .corpus import documents
 from .data import prepare
@@ -37,6 +37,7 @@ def train_on(
     device: str | None = None,
     progress: bool = True,
     tensorboard: bool = False,
+    teacher: PathLike | None = None,
 ) -> dict[str, Any]:
     """Train a model on files, folders and globs, into the directory `out`; the run's last figures, as of `train.fit`.
 
@@ -45,6 +46,7 @@ def train_on(
         shape: a preset's name, `overrides` fields of its ModelConfig to replace.
         tokenizer: bytes, chars, bpe:SIZE or the path of a tokenizer.json; None: what suits the preset's vocabulary.
         resume: go on with the run in `out`, whose model and tokenizer it takes; the data must be given again.
+        teacher: directory of a model with the same vocabulary, for `config.distill`.
         cache: where tokenised text is kept for the next run; None: `~/.cache/spikegpt`.
     """
     config = config or TrainConfig()
@@ -68,7 +70,19 @@ def train_on(
     return fit(
         model, made, corpus.train, corpus.valid, config, out,
         resume=resume, progress=progress, tensorboard=tensorboard, device=device,
+        teacher=None if teacher is None else load_teacher(teacher, model_config),
     )  # fmt: skip
+
+
+def load_teacher(directory: PathLike, student: ModelConfig) -> SpikeGPT:
+    """The model in `directory`, whose predictions another of the same vocabulary is to learn."""
+    teacher = load(str(directory))
+    if teacher.config.vocab_size != student.vocab_size:
+        raise UsageError(
+            f"the teacher {directory} has {teacher.config.vocab_size} tokens, the model {student.vocab_size}; "
+            "a teacher must have the same tokenizer"
+        )
+    return teacher
 
 
 def make_tokenizer(name: str, data: Sequence[PathLike]) -> Tokenizer:

@@ -10,11 +10,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .checkpoint import CHECKPOINTS, WEIGHTS, latest_checkpoint, load_weights, read_checkpoint, read_config
+from .config import TrainConfig
 from .errors import UsageError, UserError
 from .model import SpikeGPT
+from .optim import lr_at
 
 # Fields that may change from one part of a run to the next: none of them touches a weight.
 _FREE = {"train.log_every", "train.eval_every", "train.eval_tokens", "train.save_every", "train.keep"}
+# Fields that shape the end of the schedule: they may change while no step taken would have been another.
+_ENDING = {"train.steps", "train.decay", "train.lr_min"}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -67,14 +71,21 @@ def load_run(out: Path, model: SpikeGPT, described: dict[str, Any]) -> tuple[dic
     tensors, values = read_checkpoint(path)
     before = _flat({**values["run"], "model": read_config(path).to_dict()})
     now = _flat({**described, "model": model.config.to_dict()})
+    free = _FREE | _ENDING if _same_so_far(values["run"], described, values["step"]) else _FREE
     for field in sorted(before.keys() | now.keys()):
-        if before.get(field) != now.get(field) and field not in _FREE:
+        if before.get(field) != now.get(field) and field not in free:
             raise UsageError(
                 f"cannot resume {out}: {field} is {now.get(field)!r}, but the run began with {before.get(field)!r}; "
                 "keep it, or start a new run in another directory"
             )
     load_weights(model, path / WEIGHTS, device=next(model.parameters()).device)
     return tensors, values
+
+
+def _same_so_far(before: dict[str, Any], now: dict[str, Any], steps: int) -> bool:
+    """Whether both schedules give the same learning rate at every step taken: a wsd run may be made longer in time."""
+    old, new = (TrainConfig.from_dict(run["train"]) for run in (before, now))
+    return new.steps >= steps and all(lr_at(step, old) == lr_at(step, new) for step in range(steps))
 
 
 def refuse_existing(out: Path) -> None:

@@ -12,16 +12,17 @@ from accelerate import Accelerator
 
 
 class Stopwatch:
-    """Laps per second, pauses left out."""
+    """Steps per second, pauses left out."""
 
-    def __init__(self) -> None:
-        self._since = time.monotonic()
+    def __init__(self, step: int) -> None:
+        self._step, self._since = step, time.monotonic()
 
-    def lap(self) -> float:
-        """One over the seconds since the last lap."""
+    def lap(self, step: int) -> float:
+        """Steps per second since the last lap."""
         now = time.monotonic()
-        seconds, self._since = now - self._since, now
-        return 1 / max(seconds, 1e-9)
+        speed = (step - self._step) / max(now - self._since, 1e-9)
+        self._step, self._since = step, now
+        return speed
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

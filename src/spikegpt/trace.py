@@ -116,13 +116,10 @@ class _Columns:
             self.length += len(rows)
 
     def pack(self, path: Path) -> None:
-        with zipfile.ZipFile(path, "w") as archive:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, (file, dtype, row) in self._files.items():
-                member = zipfile.ZipInfo(f"{name}.npy")
-                # Spikes are mostly zeros; membranes hardly shrink.
-                member.compress_type = zipfile.ZIP_STORED if dtype.kind == "f" else zipfile.ZIP_DEFLATED
                 header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-                with archive.open(member, "w", force_zip64=True) as packed:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as packed:
                     np.lib.format.write_array_header_2_0(packed, header | {"shape": (self.length, *row)})
                     file.seek(0)
                     shutil.copyfileobj(file, packed)
@@ -160,27 +157,27 @@ def _chunks(model: SpikeGPT, texts: str | Iterable[str], size: int) -> Iterator[
 
 def _watch(name: str, columns: _Columns) -> Callable[[Neuron, tuple[Tensor, ...], tuple[Tensor, Tensor | None]], None]:
     def note(neuron: Neuron, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        spikes = output[0][0].cpu()
-        columns.append(f"{name}/spikes", spikes.to(torch.int8).numpy())
+        x, spikes = inputs[0][0].float().cpu().numpy(), output[0][0].cpu().numpy()
+        columns.append(f"{name}/spikes", spikes.astype(np.int8))
         if output[1] is not None:
-            before = inputs[1][0].cpu() if inputs[1] is not None else torch.zeros_like(spikes[0])
-            columns.append(f"{name}/membrane", _membranes(neuron, inputs[0][0].cpu(), before, spikes).numpy())
+            columns.append(f"{name}/membrane", _membranes(neuron, x, inputs[1][0].cpu().numpy(), spikes))
 
     return note
 
 
-def _membranes(neuron: Neuron, x: Tensor, membrane: Tensor, spikes: Tensor) -> Tensor:
+def _membranes(neuron: Neuron, x: np.ndarray, membrane: np.ndarray, spikes: np.ndarray) -> np.ndarray:
     """[T, n] the membrane after each token, from the inputs x [T, n], the membrane before them [n], and the spikes."""
-    kept = []
-    for x_t, fired in zip(x, spikes, strict=True):
-        if isinstance(neuron, LIF):
-            membrane = (1 - fired) * (membrane + (x_t - membrane) / neuron.tau)
-        else:
-            assert isinstance(neuron, EventNeuron)
-            leak = neuron.leak()
-            assert leak is not None
-            charged = leak.cpu() * membrane + x_t
-            after = 0 if neuron.config.reset == "hard" else charged - fired * neuron.unit.cpu()
-            membrane = torch.where(fired == 0, charged, after)
-        kept.append(membrane)
-    return torch.stack(kept)
+    kept = np.empty_like(x)
+    if isinstance(neuron, LIF):
+        for t, fired in enumerate(spikes):
+            membrane = kept[t] = (1 - fired) * (membrane + (x[t] - membrane) / neuron.tau)
+        return kept
+    assert isinstance(neuron, EventNeuron)
+    leak, unit = neuron.leak(), neuron.unit.item()
+    assert leak is not None
+    share = leak.cpu().numpy()
+    for t, fired in enumerate(spikes):
+        charged = share * membrane + x[t]
+        after = 0 if neuron.config.reset == "hard" else charged - fired * unit
+        membrane = kept[t] = np.where(fired == 0, charged, after)
+    return kept

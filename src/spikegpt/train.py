@@ -22,11 +22,11 @@ from .data import TokenFile, Windows
 from .errors import UsageError, UserError
 from .evaluation import Evaluation, bits_on_tokens
 from .interrupt import Stop
-from .loss import loss_fn
+from .loss import distillation, loss_fn
 from .meter import SpikeMeter
 from .model import SpikeGPT
 from .optim import lr_at, make_optimizer
-from .progress import Display, Metrics, MetricsLog, metrics_log, summary
+from .progress import Display, Metrics, MetricsLog, metrics_log, summary, summary_writer_class
 from .resume import load_optimizer, load_random, load_run, optimizer_tensors, random_tensors, refuse_existing
 from .speed import Stopwatch, matrix_speed
 from .tokenizer import Tokenizer
@@ -37,22 +37,29 @@ __all__ = ["fit", "loss_fn"]
 class Objective(nn.Module):
     """The model and its loss as one module, so that precision and processes wrap both and leave the model as it is."""
 
-    def __init__(self, model: SpikeGPT, config: TrainConfig) -> None:
+    def __init__(self, model: SpikeGPT, config: TrainConfig, teacher: SpikeGPT | None) -> None:
         super().__init__()
         self.model = model
+        self.distill = config.distill if teacher is not None else 0.0
         self.penalty = config.logit_penalty
-        # A list hides the compiled twin from named_parameters.
-        self._run = [torch.compile(model) if config.compile else model]
+        # A list hides the compiled twin and the teacher from named_parameters.
+        self._run = [torch.compile(model) if config.compile else model, teacher]
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Loss (a scalar) of inputs [B, T] at targets [B, T]."""
         logits, _ = self._run[0](inputs)
-        return loss_fn(logits, targets, self.penalty)
+        loss = loss_fn(logits, targets, self.penalty)
+        if self.distill == 0:
+            return loss
+        with torch.no_grad():
+            taught, _ = self._run[1](inputs)
+        return (1 - self.distill) * loss + self.distill * distillation(logits, taught)
 
 
 def fit(
     model: SpikeGPT, tokenizer: Tokenizer, train: TokenFile, valid: TokenFile | None, config: TrainConfig, out: Path, *,
     resume: bool = False, progress: bool = True, tensorboard: bool = False, device: str | None = None,
+    teacher: SpikeGPT | None = None,
 ) -> Metrics:  # fmt: skip
     """Train `model` in place on `train`; checkpoints, metrics and at the end the model itself go into `out`.
 
@@ -68,19 +75,32 @@ def fit(
     context = config.context or model.config.context
     if not resume:
         refuse_existing(out)
+    if tensorboard:
+        summary_writer_class()
     torch.manual_seed(config.seed + accelerator.process_index)
     model.to(accelerator.device).train()
-    run = Run(accelerator, model, tokenizer, train, valid, config, out, context)
+    if (teacher is None) != (config.distill == 0):
+        raise UsageError("a teacher and a distill weight above 0 go together; give both or neither")
+    if teacher is not None:
+        teacher.to(accelerator.device).eval()
+    run = Run(accelerator, model, tokenizer, train, valid, config, out, context, teacher)
     if resume:
         run.restore()
-    with Stop() as stop, run.telling(progress, tensorboard):
-        run.until_done(stop)
+    try:
+        with Stop() as stop, run.telling(progress, tensorboard):
+            run.until_done(stop)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"a batch of {config.batch_size} x {context} tokens does not fit into the memory of {accelerator.device}; "
+            "halve batch_size and double accumulate"
+        ) from None
+    model.eval()
     return run.result(stop.requested)
 
 
 def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
-    # accelerate keeps the precision of the first Accelerator of a process; each run here has its own.
-    AcceleratorState._reset_state(reset_partial_state=False)
+    # accelerate keeps the device and precision of the first Accelerator of a process; each run here has its own.
+    AcceleratorState._reset_state(reset_partial_state=True)
     # The operators have kernels for the CPU and for CUDA; anything else would run their reference loops.
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if device not in (None, "cpu", "cuda") or (device == "cuda" and on_cpu):
@@ -102,6 +122,8 @@ class Run:
     config: TrainConfig
     out: Path
     context: int
+    teacher: SpikeGPT | None = None
+    """Whose predictions are learnt beside the text."""
     step: int = 0
     last: Metrics = field(default_factory=dict)
     """The newest figures, for the result."""
@@ -112,9 +134,10 @@ class Run:
         config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
         self.optimizer = make_optimizer(self.model, config)
         self.windows = Windows(self.train, config.batch_size, self.context, config.seed, rank=rank, world=world)
-        self.objective = self.accelerator.prepare_model(Objective(self.model, config))
+        self.objective = self.accelerator.prepare_model(Objective(self.model, config, self.teacher))
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
         self.step_tokens = config.batch_size * self.context * config.accumulate * world
+        self.unread: list[Tensor] = []
         self.log: MetricsLog | None = None
         self.display = Display(0, 0, visible=False)
 
@@ -173,8 +196,8 @@ class Run:
     def until_done(self, stop: Stop) -> None:
         """Step until the last step, or until asked to stop; saved either way."""
         config = self.config
-        watch = Stopwatch()
         speed = matrix_speed(self.accelerator)
+        watch = Stopwatch(self.step)
         stopping = False
         if self.step == config.steps and self.accelerator.is_main_process:
             publish(self.out, self.model, self.tokenizer)  # a run that was killed between its last two writes
@@ -182,13 +205,13 @@ class Run:
             logging = (self.step + 1) % config.log_every == 0
             saving = _due(self.step + 1, config.save_every, config.steps)
             evaluating = _due(self.step + 1, config.eval_every, config.steps)
-            loss, norm, rate = self.one_step(measure=logging)
+            norm, rate = self.one_step(measure=logging)
             # Reading the loss waits for a GPU, so it is done only when the figures are needed.
             if self.accelerator.device.type == "cpu" or logging or saving or evaluating or self._alone(stop):
-                stopping = self.read(loss, norm, stop)
+                stopping = self.read_losses(norm, stop)
             self.display.advance(self.step)
             if logging:
-                self.report_step(norm, rate, watch.lap(), speed)
+                self.report_step(norm, rate, watch.lap(self.step), speed)
             if evaluating or saving or stopping:
                 with watch.paused():
                     if evaluating:
@@ -198,8 +221,8 @@ class Run:
         if stopping and self.step < config.steps:
             self.display.say(f"stopped after step {self.step}; {self.how_to_resume()}")
 
-    def one_step(self, *, measure: bool) -> tuple[Tensor, Tensor, float | None]:
-        """One optimiser step: mean loss, norm of the gradient before clipping, spike rate if measured."""
+    def one_step(self, *, measure: bool) -> tuple[Tensor, float | None]:
+        """One optimiser step: norm of the gradient before clipping, and the spike rate if measured."""
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(self.step, config)
@@ -217,33 +240,41 @@ class Run:
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         self.stepper.step()
         self.stepper.zero_grad()
-        self.model.after_step()
+        self.model.after_step(self.step / config.steps)
         self.step += 1
-        return torch.stack(losses).mean(), norm, meter.rate if meter is not None else None  # pyright: ignore[reportReturnType]
+        self.unread.append(torch.stack(losses).mean())
+        return norm, meter.rate if meter is not None else None  # pyright: ignore[reportReturnType]
 
-    def read(self, loss: Tensor, norm: Tensor, stop: Stop) -> bool:
-        """Bring the loss to the CPU, the same in every process; a UserError if it has diverged. Whether to stop."""
-        asked = torch.tensor(float(stop.requested), device=loss.device)
-        shared = self.accelerator.reduce(torch.stack([loss.float(), asked]), "mean")
-        value, anyone = shared.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    def read_losses(self, norm: Tensor, stop: Stop) -> bool:
+        """Bring the losses to the CPU, the same in every process. Whether one of them was asked to stop.
+
+        UserError: training has diverged.
+        """
+        asked = torch.tensor(float(stop.requested), device=self.accelerator.device)
+        shared = self.accelerator.reduce(torch.stack([asked, *self.unread]), "mean")
+        anyone, *losses = shared.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        self.unread.clear()
+        if not all(map(math.isfinite, losses)):
+            raise UserError(self._diverged("loss"))
         # The scaler of fp16 skips steps with an infinite gradient by itself.
-        finite = math.isfinite(value) and (self.accelerator.scaler is not None or math.isfinite(float(norm)))
-        if not finite:
-            path = latest_checkpoint(self.out)
-            good = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
-            what = "gradient" if math.isfinite(value) else "loss"
-            raise UserError(
-                f"the {what} became infinite or NaN at step {self.step}; {good}; "
-                f"try a lower lr than {self.config.lr:g}, a longer warmup, a smaller clip or precision no"
-            )
-        self.losses.append(value)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise UserError(self._diverged("gradient"))
+        self.losses += losses
         return anyone > 0
+
+    def _diverged(self, what: str) -> str:
+        path = latest_checkpoint(self.out)
+        return (
+            f"the {what} became infinite or NaN by step {self.step}; "
+            f"{f'the last good checkpoint is {path}' if path else 'there is no checkpoint yet'}; "
+            f"try a lower lr than {self.config.lr:g}, a longer warmup, a smaller clip or precision no"
+        )
 
     def report_step(self, norm: Tensor, rate: float | None, steps_per_second: float, speed: float) -> None:
         """A line of training figures."""
         loss = float(np.mean(self.losses))
         self.losses.clear()
-        per_second = steps_per_second * self.config.log_every * self.step_tokens
+        per_second = steps_per_second * self.step_tokens
         operations = 6 * self.model.matrix_parameters() * per_second / self.accelerator.num_processes
         self.tell({
             "step": self.step,

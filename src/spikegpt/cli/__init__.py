@@ -20,6 +20,8 @@ from .draw import draw
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .profile import profile
+from .spikify import spikify
 from .trace import trace
 from .train import train
 
@@ -30,17 +32,18 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "eval": evaluate,
     "draw": draw,
     "convert": convert,
+    "spikify": spikify,
     "trace": trace,
+    "profile": profile,
     "info": info,
 }
 
 app = typer.Typer(
     name="spikegpt",
     help="A language model made of spiking neurons: train, generate, evaluate.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # plain help takes half the time: nothing of rich is imported
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in COMMANDS.items():
@@ -60,18 +63,17 @@ def _root(
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     _prepare_streams()
-    code = _run(args)
+    code = _run(list(sys.argv[1:] if args is None else args) or ["--help"])
     sys.exit(_flushed(code))
 
 
-def _run(args: Sequence[str] | None) -> int:
+def _run(args: list[str]) -> int:
     try:
         result = typer.main.get_command(app)(args=args, prog_name="spikegpt", standalone_mode=False)
     except UserError as error:
         return _complain(str(error), error.exit_code)
     except _USAGE as error:
-        # Without any argument typer shows the help and then complains about nothing.
-        return _complain(f"{message} (see spikegpt --help)", 2) if (message := error.format_message()).strip() else 2
+        return _complain(f"{error.format_message()} (see spikegpt --help)", 2)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:

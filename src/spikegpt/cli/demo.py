@@ -16,7 +16,10 @@ def demo(
     seconds: Annotated[float, typer.Option(help="Seconds of training; 0: none.")] = 40.0,
     seed: Annotated[int | None, typer.Option(help="Of the text.", show_default="random")] = None,
 ) -> None:
-    """Write text with spikes, show who fired, train a small model: within two minutes."""
+    """Write text, show who fires, train a model.
+
+    A tour of what there is, within two minutes.
+    """
     from .. import demo as tour
     from .start import load_model
 

@@ -20,7 +20,10 @@ def draw(
         int | None, typer.Option(help="Channels a layer to draw.", show_default="all; 16 in a terminal")
     ] = None,
 ) -> None:
-    """Draw the spikes of a sentence: tokens across, channels down, a panel a layer."""
+    """Draw the spikes of a sentence.
+
+    Tokens across, channels down, a panel for each layer.
+    """
     from .. import raster
     from .start import load_model
 

@@ -21,7 +21,10 @@ def evaluate(
     reference_generation: ReferenceGeneration = False,
     json: Json = False,
 ) -> None:
-    """Measure how well a model predicts text, in bits per byte of the raw text."""
+    """Measure a model on text, in bits per byte.
+
+    The bytes are those of the raw text, whatever the tokenizer; the state is carried through all of it.
+    """
     from ..evaluation import evaluate_files
     from .show import counting, print_json, print_table
     from .start import load_model

@@ -69,7 +69,7 @@ def settings_from(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> inspect.Parameter:
-    option = Annotated[hint, typer.Option(help=doc, rich_help_panel="Training")]
+    option = Annotated[hint, typer.Option(help=doc)]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=option)
 
 

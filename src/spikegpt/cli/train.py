@@ -34,6 +34,9 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised text is kept.", show_default="~/.cache/spikegpt")
     ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="A model's directory; with --distill its predictions are learnt too.")
+    ] = None,
     device: Device = None,
     backend: Backend = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
@@ -48,7 +51,7 @@ def train(
     fields = settings_from(overrides) | ({} if spikes is None else {"spikes": spikes})
     result = train_on(
         data, out, valid=valid, hold_out=hold_out, shape=shape, tokenizer=tokenizer, overrides=fields, config=config,
-        resume=resume, cache=cache, backend=backend, device=device, tensorboard=tensorboard,
+        resume=resume, cache=cache, backend=backend, device=device, tensorboard=tensorboard, teacher=teacher,
     )  # fmt: skip
     if json:
         print_json(result)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from ..checkpoint import CONFIG, WEIGHTS, check_replaceable, describe, read_config, write_directory, write_json
 from ..config import ModelConfig
@@ -18,9 +17,10 @@ from . import published, rwkvcpp
 from .layout import check, config_of, renamed
 from .stored import read_safetensors, write_atomically, write_safetensors
 
-__all__ = ["Conversion", "Kind", "convert"]
+__all__ = ["KINDS", "Conversion", "convert"]
 
-Kind = Literal["spikegpt", "rwkv4"]
+KINDS = {"spikegpt": "SpikeGPT", "rwkv4": "RWKV-4"}
+"""Who may have trained weights of these names and shapes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Conversion:
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values: the shape of the model, and where it is."""
         config = self.config
-        facts = {"written": str(self.destination), "architecture": config.architecture, "layers": config.n_layer}
+        facts: dict[str, object] = {
+            "written": str(self.destination),
+            "architecture": config.architecture,
+            "layers": config.n_layer,
+        }
         facts |= {"channels": config.n_embd, "vocabulary": config.vocab_size, "spikes": config.spikes}
         facts |= {"spike_embedding": config.spike_embedding}
         return facts | ({"assumed": self.assumed} if self.assumed else {})
@@ -46,7 +50,7 @@ def convert(
     destination: str | os.PathLike[str],
     *,
     tokenizer: str | None = None,
-    kind: Kind | None = None,
+    kind: str | None = None,
     spike_embedding: bool | None = None,
     force: bool = False,
 ) -> Conversion:
@@ -71,13 +75,13 @@ def convert(
         if (tokenizer, kind, spike_embedding) != (None, None, None):
             raise UsageError(f"{source} says itself what its weights are; leave the options about that away")
         return _export(source, destination, force)
-    if kind is not None and kind not in get_args(Kind):
-        raise UsageError(f"kind={kind!r} is not one of {', '.join(get_args(Kind))}")
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
     return _import(source, destination, tokenizer, kind, spike_embedding, force)
 
 
 def _import(
-    source: Path, destination: Path, tokenizer: str | None, kind: Kind | None, spike_embedding: bool | None, force: bool
+    source: Path, destination: Path, tokenizer: str | None, kind: str | None, spike_embedding: bool | None, force: bool
 ) -> Conversion:
     if destination.suffix in (published.SUFFIX, rwkvcpp.SUFFIX):
         raise UsageError(f"{source} becomes a model directory first; convert that to {destination.name}")
@@ -89,9 +93,10 @@ def _import(
         kind = "rwkv4"
     elif kind is None:
         kind, other = ("rwkv4", "spikegpt") if source.name.lower().startswith("rwkv-4") else ("spikegpt", "rwkv4")
-        assumed = f"taken for weights of {_TITLES[kind]}; if they are {_TITLES[other]}'s, say --kind {other}"
-    spikes = "after" if kind == "spikegpt" else "none"
-    config = config_of(source, stored, spikes=spikes, spike_embedding=spike_embedding)
+        assumed = f"taken for weights of {KINDS[kind]}; if they are {KINDS[other]}'s, say --kind {other}"
+    config = config_of(
+        source, stored, spikes="after" if kind == "spikegpt" else "none", spike_embedding=spike_embedding
+    )
     chosen = _tokenizer(tokenizer, config.vocab_size)
 
     def fill(inside: Path) -> None:
@@ -101,9 +106,6 @@ def _import(
 
     write_directory(destination, fill)
     return Conversion(destination, config, assumed)
-
-
-_TITLES = {"spikegpt": "SpikeGPT", "rwkv4": "RWKV-4"}
 
 
 def _export(source: Path, destination: Path, force: bool) -> Conversion:

@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Stored]:
     """The tensors of a file, under the published names and as they are published."""
     data = map_file(path)
     try:
-        _, version, vocab_size, channels, layers, _ = _HEADER.unpack_from(data)
+        _, version, vocab_size, channels, layers, _ = _HEADER.unpack_from(data.data)
         if version not in _VERSIONS:
             raise UserError(f"{path} has version {version} of rwkv.cpp's format; only {_VERSIONS} can be read")
         stored = dict(_tensors(path, data))
@@ -54,11 +54,11 @@ def read(path: Path) -> dict[str, Stored]:
 def _tensors(path: Path, data: np.ndarray) -> Iterator[tuple[str, Stored]]:
     at = _HEADER.size
     while at < len(data):
-        dimensions, name_length, kind = _ENTRY.unpack_from(data, at)
+        dimensions, name_length, kind = _ENTRY.unpack_from(data.data, at)
         at += _ENTRY.size
         if not (1 <= dimensions <= 3 and 0 < name_length <= 1000):
             raise UserError(f"{path} is damaged at byte {at}: no tensor begins there; get it again")
-        sizes = struct.unpack_from(f"<{dimensions}i", data, at)
+        sizes = struct.unpack_from(f"<{dimensions}i", data.data, at)
         at += 4 * dimensions
         name = data[at : at + name_length].tobytes().decode("utf-8")
         at += name_length

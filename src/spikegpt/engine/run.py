@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import checkpoint
 from ..errors import UsageError, UserError
 from ..meter import LayerActivity
 from ..model import SpikeGPT
@@ -23,6 +24,7 @@ from ..state import State
 from ..tokenizer import Tokenizer
 from .integers import IntegerModel
 from .layout import Layout
+from .pack import is_packed, read
 
 try:
     from . import _engine
@@ -63,8 +65,8 @@ class SiteCounts:
 class EventModel:
     """A packed model on its engine: `logits, state = model(ids, state)` as in `SpikeGPT`.
 
-    `threads` is fixed at the start, for weights are laid out for it; results do not depend on it. `dense` reads every
-    weight, as an engine without events would: slower, the same result. Not for two callers at the same time.
+    `threads` is fixed at the start, for weights are laid out for it; results do not depend on it. Several callers may
+    share an engine; they take turns.
     """
 
     device = torch.device("cpu")
@@ -97,12 +99,9 @@ class EventModel:
     @staticmethod
     def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> EventModel:
         """The engine for a packed model's directory, or for a float model's, which is packed to 8 bits in memory."""
-        from .. import checkpoint
-        from . import pack
-
         path = Path(directory)
-        if pack.is_packed(path):
-            return EventModel(*pack.read(path), threads=threads)
+        if is_packed(path):
+            return EventModel(*read(path), threads=threads)
         return EventModel.of(checkpoint.load_model(checkpoint.resolve(path)), threads=threads)
 
     @property
@@ -135,7 +134,7 @@ class EventModel:
         return Stream(self._engine, self._layout, self._rows(state, 1), self.config.vocab_size)
 
     def set_dense(self, dense: bool) -> None:
-        """Read every weight from now on, or only those of active inputs."""
+        """Read every weight from now on, as an engine without events would, or only those of active inputs."""
         self._engine.set_dense(dense)
 
     def meter(self, *, neurons: bool = True) -> EventMeter:

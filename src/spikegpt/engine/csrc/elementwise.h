@@ -1,6 +1,8 @@
 // The parts between the products, over a run of channels: plain loops that vectorise. Local to the translation unit.
 #pragma once
 
+#include <math.h>
+
 #include "../../ops/csrc/lanes.h"
 #include "model.h"
 
@@ -30,7 +32,7 @@ inline Moments moments(const float *__restrict x, int count) {
   for (int c = 0; c < whole; c += 64)
     for (int lane = 0; lane < 64; ++lane) squares[lane] += (x[c + lane] - mean) * (x[c + lane] - mean);
   for (int c = whole; c < count; ++c) squares[c - whole] += (x[c] - mean) * (x[c] - mean);
-  return {mean, 1.0f / __builtin_sqrtf(fold(squares) / static_cast<float>(count) + 1e-5f)};
+  return {mean, 1.0f / sqrtf(fold(squares) / static_cast<float>(count) + 1e-5f)};
 }
 
 inline void normalise(const float *__restrict x, Moments of, const Norm &norm, int begin, int end,

@@ -5,6 +5,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -60,6 +62,7 @@ class Handle {
         logits.shape(1) != static_cast<std::size_t>(engine_->vocab()))
       throw std::invalid_argument("ids, state or logits have another shape");
     nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> one_at_a_time(mutex_);
     engine_->run(ids.data(), static_cast<int64_t>(ids.shape(0)), state.data(), logits.data(), only_last);
   }
 
@@ -86,6 +89,7 @@ class Handle {
 
  private:
   std::unique_ptr<Engine> engine_;
+  std::mutex mutex_;
   int64_t size_ = 0;
 };
 

@@ -5,8 +5,13 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <vector>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -16,11 +21,15 @@ namespace spikegpt::engine {
 
 class Team {
  public:
-  explicit Team(int size) : size_(size) {
+  explicit Team(int size) : size_(size), forks_(forks().load()) {
     for (int index = 1; index < size; ++index) members_.emplace_back([this, index] { serve(index); });
   }
 
   ~Team() {
+    if (forked()) {
+      for (std::thread &member : members_) member.detach();
+      return;
+    }
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = nullptr;
@@ -32,6 +41,7 @@ class Team {
 
   // Calls job(context, index) on every thread, index 0 on the caller's, and returns when all are done.
   void run(void (*job)(void *, int), void *context) {
+    if (forked()) throw std::runtime_error("this process was forked from the one that loaded the model: load it again");
     if (size_ > 1) {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = job;
@@ -79,6 +89,18 @@ class Team {
     return ready();
   }
 
+  // How often this process is a fork's child; threads do not come along.
+  static std::atomic<int> &forks() {
+    static std::atomic<int> count{0};
+#if !defined(_WIN32)
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { count.fetch_add(1); });
+    (void)registered;
+#endif
+    return count;
+  }
+
+  bool forked() const { return size_ > 1 && forks().load(std::memory_order_relaxed) != forks_; }
+
   void serve(int index) {
     for (unsigned seen = 0;;) {
       spin([&] { return turn_.load(std::memory_order_acquire) != seen; }, 4000);
@@ -93,7 +115,7 @@ class Team {
     }
   }
 
-  const int size_;
+  const int size_, forks_;
   alignas(64) std::atomic<unsigned> turn_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> round_{0};

@@ -27,14 +27,14 @@ void replay_step(float *__restrict membrane, float *__restrict charged, int widt
 // `grad` holds the gradient of the membrane after the step, and then of the one before it.
 void backward_step(float *__restrict grad, const float *__restrict charged, int width, LifSettings set,
                    const float *__restrict grad_spikes, float *__restrict grad_x) {
-  const float peak = set.alpha / 2, slope = 1.57079633f * set.alpha;
+  const float peak = set.alpha / 2, slope = 1.57079633f * set.alpha, share = 1.0f / set.tau;
   for (int c = 0; c < width; ++c) {
     const float h = charged[c], z = slope * (h - set.threshold);
     const float surrogate = peak / (1.0f + z * z);
     const float kept = h >= set.threshold ? 0.0f : grad[c];
     const float grad_h = kept + (grad_spikes[c] - grad[c] * h) * surrogate;
-    grad_x[c] = grad_h / set.tau;
-    grad[c] = grad_h - grad_x[c];
+    grad_x[c] = grad_h * share;
+    grad[c] = grad_h - grad_h * share;
   }
 }
 

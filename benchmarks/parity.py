@@ -1,0 +1,122 @@
+"""How far the reference's generation script is from the function that its training code trains.
+
+python -m benchmarks.parity [--json FILE] [--layers 8 13] [--text FILE]: on the reference's own small models, and on models
+trained here on the text, deep enough to meet the halving of the residual. First checks that ours is the trained function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.table import report
+from spikegpt.checkpoint import load_model
+from spikegpt.config import ModelConfig, TrainConfig
+from spikegpt.model import SpikeGPT
+from spikegpt.recipe import train_on
+from spikegpt.reference_generation import SPIKING_VOCABULARY, reference_generation, rescaled, without_spike_embedding
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+GOLDEN = {
+    "official-rwkv-3x64": ModelConfig(n_layer=3, n_embd=64, vocab_size=256),
+    "official-ffnpre-7x64": ModelConfig(n_layer=7, n_embd=64, vocab_size=77, architecture="RWKV-ffnPre"),
+}
+WINDOW = 256
+
+
+def golden(name: str) -> tuple[SpikeGPT, Tensor, Tensor]:
+    """A model that the reference trained, with tokens and targets [B, T]; its logits are checked."""
+    model = SpikeGPT(GOLDEN[name]).eval()
+    model.load_state_dict(torch.load(SHARED / "golden" / f"{name}.pth", weights_only=True))
+    with np.load(SHARED / "golden" / f"{name}.npz") as arrays:
+        tokens, targets, logits = (torch.from_numpy(arrays[key]) for key in ("tokens", "targets", "logits"))
+    with torch.no_grad():
+        assert difference(model(tokens)[0], logits) < 1e-4, "ours is not the trained function"
+    return model, tokens, targets
+
+
+def trained(layers: int, text: str, steps: int) -> tuple[SpikeGPT, Tensor, Tensor]:
+    """A model trained on the first 95% of the text, with windows [B, T] of the rest."""
+    cut = int(len(text) * 0.95)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "train.txt").write_text(text[:cut])
+        train_on(
+            [Path(folder) / "train.txt"], Path(folder) / "run", shape="tiny", tokenizer="bytes",
+            overrides={"n_layer": layers, "n_embd": 96, "context": 128}, cache=Path(folder) / "cache",
+            config=TrainConfig(steps=steps, batch_size=16, save_every=0, eval_every=0),
+        )  # fmt: skip
+        model = load_model(Path(folder) / "run")
+        assert model.tokenizer is not None
+        ids = torch.from_numpy(model.tokenizer.encode(text[cut:])[: 16 * WINDOW + 1].astype(np.int64))
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # the file they are mapped to goes away
+    return model, ids[:-1].view(-1, WINDOW), ids[1:].view(-1, WINDOW)
+
+
+def variants(model: SpikeGPT) -> dict[str, Callable[[SpikeGPT], SpikeGPT]]:
+    """What of the script's behaviour there is to a model of this kind, by name."""
+    if model.config.architecture == "RWKV-ffnPre":
+        return {"rescaled (the script itself stops on ffnPre)": rescaled}
+    parts: dict[str, Callable[[SpikeGPT], SpikeGPT]] = {}
+    if model.config.vocab_size != SPIKING_VOCABULARY:
+        parts["embedding does not spike"] = without_spike_embedding
+    if model.config.n_layer > 6:
+        parts["rescaled"] = rescaled
+    return parts | {"the script": reference_generation}
+
+
+@torch.no_grad()
+def rows(name: str, model: SpikeGPT, tokens: Tensor, targets: Tensor) -> list[dict[str, Any]]:
+    """One row for each variant, beside the trained function."""
+    expected = model(tokens)[0]
+    base = bits(expected, targets)
+    found = [{"model": name, "computes": "what was trained", "bits per token": base}]
+    for what, change in variants(model).items():
+        logits = change(model)(tokens)[0]
+        found.append(
+            {
+                "model": name,
+                "computes": what,
+                "logits differ by": f"{difference(logits, expected):.1%}",
+                "bits per token": bits(logits, targets),
+                "more": f"{bits(logits, targets) - base:+.3f}",
+                "other first choice": f"{(logits.argmax(-1) != expected.argmax(-1)).float().mean():.1%}",
+            }
+        )
+    return found
+
+
+def bits(logits: Tensor, targets: Tensor) -> float:
+    """Mean cross entropy."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item() / np.log(2)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json")
+    parser.add_argument("--layers", type=int, nargs="*", default=[8, 13])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--text", type=Path, default=SHARED / "data" / "tinyshakespeare" / "input.txt")
+    options = parser.parse_args()
+    table = [row for name in GOLDEN if (SHARED / "golden").is_dir() for row in rows(name, *golden(name))]
+    for layers in options.layers:
+        name = f"{layers} x 96, {options.steps} steps"
+        table += rows(name, *trained(layers, options.text.read_text(), options.steps))
+    report("The reference's generation against what it trains", table, options.json)
+
+
+if __name__ == "__main__":
+    main()

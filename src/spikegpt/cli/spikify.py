@@ -1,0 +1,44 @@
+"""`spikegpt spikify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Data, Json
+
+
+def spikify(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A continuous model: a directory, or an RWKV-4 file.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="The run's directory.")],
+    data: Data,
+    valid: Annotated[
+        list[Path], typer.Option(help="Held-out text; repeatable.", show_default="a share of the data")
+    ] = [],  # noqa: B006 (typer copies it)
+    activity: Annotated[float, typer.Option(help="Share of neurons that fires per token, in (0, 1].")] = 0.15,
+    steps: Annotated[int, typer.Option(help="Steps of fine-tuning.")] = 500,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
+    batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
+    distill: Annotated[float, typer.Option(help="Weight of the original's predictions, in [0, 1].")] = 0.5,
+    precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
+    cache: Annotated[
+        Path | None, typer.Option(help="Where tokenised text is kept.", show_default="~/.cache/spikegpt")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Turn a continuous model into an event-driven one: thresholds from text, then a short fine-tuning."""
+    from ..config import EventConfig, TrainConfig
+    from ..spikify import spikify as run
+    from .show import print_json
+
+    config = TrainConfig(
+        steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill,
+        precision=precision,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    result = run(source, out, data=data, valid=valid, event=EventConfig(activity=activity), config=config, cache=cache)
+    if json:
+        print_json(result)
+    if result["interrupted"]:
+        raise typer.Exit(130)

@@ -1,0 +1,135 @@
+"""From a continuous model (an RWKV-4) to an event-driven one: thresholds from text, then a short fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import load
+from .config import EventConfig, ModelConfig, TrainConfig
+from .convert import convert
+from .data import Windows, prepare
+from .errors import UsageError
+from .model import Linear, SpikeGPT
+from .neurons import EventNeuron
+from .train import fit
+
+PathLike = str | os.PathLike[str]
+
+ROUNDS = 40
+"""Batches over which thresholds settle before the fine-tuning."""
+
+
+def spikify(
+    source: PathLike,
+    out: PathLike,
+    *,
+    data: Sequence[PathLike],
+    valid: Sequence[PathLike] = (),
+    event: EventConfig | None = None,
+    config: TrainConfig | None = None,
+    cache: PathLike | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Make the continuous model `source` event-driven, into the run directory `out`; the run's last figures.
+
+    The weights are kept, a neuron is put in front of every matrix, its threshold set from `data` for the activity that
+    `event` asks for, and everything fine-tuned with the original as the teacher (`config.distill`).
+
+    Args:
+        source: directory of a model with spikes="none", or a file that `convert` reads.
+        event: the neurons. config: the fine-tuning; its default is 500 steps with equal parts of text and teacher.
+        data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
+    Raises:
+        UsageError: `source` is not a continuous model, or `data` is shorter than a context.
+    """
+    teacher = _read(Path(source))
+    tokenizer = teacher.tokenizer
+    if tokenizer is None:
+        raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
+    config = config or TrainConfig(steps=500, lr=5e-4, warmup=20, distill=0.5)
+    corpus = prepare(
+        [Path(path) for path in data], tokenizer, Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
+        valid_paths=[Path(path) for path in valid] or None, progress=progress,
+    )  # fmt: skip
+    windows = Windows(corpus.train, config.batch_size, config.context or teacher.config.context, config.seed)
+    torch.manual_seed(config.seed)
+    student = event_driven(teacher, event or EventConfig())
+    calibrate(student, teacher, windows)
+    return fit(
+        student, tokenizer, corpus.train, corpus.valid, config, Path(out),
+        progress=progress, teacher=teacher if config.distill else None,
+    )  # fmt: skip
+
+
+def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:
+    """A copy of a continuous model with a neuron in front of every matrix; thresholds are not set yet."""
+    fields = {**model.config.to_dict(), "spikes": "before", "event": event}
+    copy = SpikeGPT(ModelConfig.from_dict(fields))
+    copy.load_state_dict(model.state_dict(), strict=False)
+    copy.tokenizer = model.tokenizer
+    return copy
+
+
+@torch.no_grad()
+def calibrate(student: SpikeGPT, teacher: SpikeGPT, windows: Windows, rounds: int = ROUNDS) -> None:
+    """Set every threshold for its activity: from what the teacher's matrices read, then from the student's own firing."""
+    quantiles = _input_quantiles(student, teacher, windows.next_batch()[0])
+    for neuron, threshold in quantiles:
+        neuron.threshold.copy_(threshold)
+        neuron.unit.copy_(threshold / neuron.config.resolution)
+    student.train()
+    for _ in range(rounds):
+        student(windows.next_batch()[0])
+        student.after_step()
+
+
+def _input_quantiles(student: SpikeGPT, teacher: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
+    """Each neuron of the student, and what the share `activity` of its matrix's inputs in the teacher is above."""
+    neurons = {_matrix_of(name): module for name, module in student.named_modules() if isinstance(module, EventNeuron)}
+    found: list[tuple[EventNeuron, Tensor]] = []
+
+    def watch(neuron: EventNeuron):
+        def hook(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            size = inputs[0].float().abs().flatten()
+            size = size[:: max(1, size.numel() // 2**20)]  # torch.quantile takes at most 2^24 values
+            found.append((neuron, torch.quantile(size, 1 - neuron.target(0.0)).clamp(min=1e-6)))
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(watch(neurons[name]))
+        for name, module in teacher.named_modules()
+        if isinstance(module, Linear)
+    ]
+    teacher(ids)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _matrix_of(neuron: str) -> str:
+    """`blocks.0.att.neurons.key` stands in front of `blocks.0.att.key`, `head_neuron` of `head`."""
+    return "head" if neuron == "head_neuron" else neuron.replace(".neurons.", ".")
+
+
+def _read(source: Path) -> SpikeGPT:
+    if source.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            convert(source, Path(folder) / "model", kind="rwkv4")
+            return _read(Path(folder) / "model")
+    model = load(str(source))
+    if model.config.spikes != "none":
+        raise UsageError(
+            f'{source} has spikes="{model.config.spikes}"; spikify starts from a continuous model '
+            '(an RWKV-4, or one trained with --spikes none)'
+        )
+    model.config = dataclasses.replace(model.config, dropout=0.0)
+    return model.eval()

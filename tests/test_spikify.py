@@ -1,0 +1,92 @@
+"""A continuous model becomes an event-driven one that fires as asked and has not forgotten what it knew."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import training
+
+from spikegpt.checkpoint import load_model, save_model
+from spikegpt.config import EventConfig, ModelConfig, TrainConfig
+from spikegpt.errors import UsageError, UserError
+from spikegpt.evaluation import evaluate
+from spikegpt.loss import distillation
+from spikegpt.meter import SpikeMeter
+from spikegpt.model import SpikeGPT
+from spikegpt.spikify import event_driven, spikify
+from spikegpt.tokenizer import ByteTokenizer
+
+TEXT = "\n\n\n".join(f"{n} sheep and {n + 1} goats make {2 * n + 1} animals." for n in range(400))
+SHAPE = {"n_layer": 2, "n_embd": 32, "context": 32, "dropout": 0.0, "spikes": "none"}
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory) -> Path:
+    """A trained continuous model and the text it was trained on."""
+    folder = tmp_path_factory.mktemp("twin")
+    (folder / "text.txt").write_text(TEXT)
+    corpus = training.make_corpus(folder)
+    training.run(folder / "run", corpus, model=SHAPE, train={"steps": 150, "lr": 1e-2, "eval_every": 0, "save_every": 0})
+    return folder
+
+
+def test_distillation_is_the_divergence_from_the_teacher() -> None:
+    ours = torch.log(torch.tensor([[[0.5, 0.5]]]))
+    teacher = torch.log(torch.tensor([[[0.25, 0.75]]]))
+    expected = 0.25 * torch.log(torch.tensor(0.5)) + 0.75 * torch.log(torch.tensor(1.5))
+    torch.testing.assert_close(distillation(ours, teacher), expected)
+    assert distillation(teacher, teacher + 3.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_spikify_keeps_the_knowledge_and_reaches_the_activity(twin: Path, tmp_path: Path) -> None:
+    config = TrainConfig(steps=60, lr=2e-3, warmup=5, batch_size=8, distill=0.5)
+    spikify(
+        twin / "run", tmp_path / "events", data=[twin / "text.txt"], event=EventConfig(activity=0.3), config=config,
+        cache=tmp_path / "cache", progress=False,
+    )  # fmt: skip
+    model = load_model(tmp_path / "events").eval()
+    assert model.config.spikes == "before"
+    with SpikeMeter(model) as meter:
+        bits = evaluate(model, TEXT[-2000:]).bits_per_byte
+    corpus = next(twin.glob("cache/tokens-*"))
+    events = {"spikes": "before", "event": {"activity": 0.3}}
+    train = {"steps": 60, "lr": 2e-3, "warmup": 5, "batch_size": 8, "eval_every": 0, "save_every": 0}
+    scratch, _ = training.run(tmp_path / "scratch", corpus, model={**SHAPE, **events}, train=train)
+    scratch.tokenizer = ByteTokenizer()
+    assert bits < 0.75 * evaluate(scratch.eval(), TEXT[-2000:]).bits_per_byte
+    assert meter.activity == pytest.approx(0.3, abs=0.06)
+
+
+def test_weights_are_kept() -> None:
+    twin = SpikeGPT(ModelConfig(**SHAPE))
+    copy = event_driven(twin, EventConfig())
+    for name, tensor in twin.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], tensor), name
+
+
+def test_only_a_continuous_model_is_spikified(tmp_path: Path) -> None:
+    spiking = SpikeGPT(ModelConfig(**{**SHAPE, "spikes": "after"}))
+    save_model(tmp_path / "after", spiking, ByteTokenizer())
+    with pytest.raises(UsageError, match="continuous"):
+        spikify(tmp_path / "after", tmp_path / "out", data=[tmp_path], progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_shorter_than_a_context_is_refused(twin: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("too short")
+    with pytest.raises(UserError, match=r"short|context"):
+        spikify(twin / "run", tmp_path / "out", data=[tmp_path / "short.txt"], cache=tmp_path, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command(twin: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "spikegpt", "spikify", twin / "run", tmp_path / "out", "--data", twin / "text.txt",
+         "--activity", "0.2", "--steps", "2", "--batch-size", "2", "--cache", tmp_path / "cache", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["step"] == 2
+    assert load_model(tmp_path / "out").config.event.activity == 0.2
