@@ -1,9 +1,9 @@
 """The operators against plain PyTorch, forward and forward + backward, in one run.
 
-python -m benchmarks.ops [--json FILE] [--batch 8] [--time 1024] [--channels 512]: milliseconds, and how many times longer
-the reference backend takes, and the textbook loop `for t in range(T): y[t], state = step(x[:, t], state)`, whose backward
-pass fills a whole tensor for each token (as spikingjelly's multi-step neurons do). Both backends are checked to agree
-first: no speed is reported for a wrong result.
+python -m benchmarks.ops [--json FILE] [--batch 8] [--time 1024] [--channels 512]: milliseconds, and how many times
+longer the reference backend takes, and the textbook loop `for t in range(T): y[t], state = step(x[:, t], state)`, whose
+backward pass fills a whole tensor for each token (as spikingjelly's multi-step neurons do). Both backends are checked to
+agree first: no speed is reported for a wrong result.
 """
 
 from __future__ import annotations

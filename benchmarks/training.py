@@ -15,10 +15,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.table import matrix_rate, report
-from spikegpt.config import ModelConfig
+from spikegpt.config import ModelConfig, TrainConfig
 from spikegpt.model import SpikeGPT
 from spikegpt.optim import make_optimizer
-from spikegpt.config import TrainConfig
 from spikegpt.train import loss_fn
 
 LAYERS, CHANNELS, VOCABULARY = 12, 512, 256
@@ -115,7 +114,9 @@ def main() -> None:
                 "peak memory so far (GB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
             }
         )
-    report(f"Training step, {LAYERS} x {CHANNELS}, T = {arguments.length}, batch {arguments.batch}", rows, arguments.json)
+    report(
+        f"Training step, {LAYERS} x {CHANNELS}, T = {arguments.length}, batch {arguments.batch}", rows, arguments.json
+    )
 
 
 if __name__ == "__main__":

@@ -70,9 +70,7 @@ def test_a_text_may_be_cut_anywhere(kind: str, backend: str) -> None:
                 logits, state = model(piece, state)
                 pieces.append(logits)
             assert state is not None
-            flipped = sum(
-                int((torch.cat(parts, 1) != together[name]).sum()) for name, parts in spikes.items()
-            )
+            flipped = sum(int((torch.cat(parts, 1) != together[name]).sum()) for name, parts in spikes.items())
             assert flipped <= 2, "more spikes differ than rounding explains"
             if not flipped:
                 torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-4, rtol=1e-4)

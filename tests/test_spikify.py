@@ -29,7 +29,9 @@ def twin(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("twin")
     (folder / "text.txt").write_text(TEXT)
     corpus = training.make_corpus(folder)
-    training.run(folder / "run", corpus, model=SHAPE, train={"steps": 150, "lr": 1e-2, "eval_every": 0, "save_every": 0})
+    training.run(
+        folder / "run", corpus, model=SHAPE, train={"steps": 150, "lr": 1e-2, "eval_every": 0, "save_every": 0}
+    )
     return folder
 
 

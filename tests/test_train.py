@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from spikegpt.checkpoint import latest_checkpoint, load, load_model
 from spikegpt.errors import UsageError, UserError
+from spikegpt.interrupt import Stop
 from spikegpt.progress import MetricsLog
 from spikegpt.train import Run
 
@@ -174,6 +175,23 @@ def test_stop_is_told(tmp_path, corpus, at_step, capfd):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_second_ctrl_c_interrupts_at_once(monkeypatch):
+    monkeypatch.setattr(Stop, "echo", 0.0)
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_same_ctrl_c_twice_is_one():
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested
+
+
 def test_silent_without_progress(tmp_path, corpus, capfd):
     training.run(tmp_path / "run", corpus)
     assert capfd.readouterr() == ("", "")
@@ -325,6 +343,26 @@ def test_tensorboard_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install 'spikegpt\[tensorboard\]'"):
         MetricsLog(tmp_path, 0, tensorboard=True)
+
+
+def test_tensorboard_gets_every_figure(tmp_path, monkeypatch):
+    told = []
+
+    class Writer:
+        def __init__(self, directory, purge_step):
+            told.append((directory, purge_step))
+
+        def add_scalar(self, name, value, step):
+            told.append((name, value, step))
+
+        def close(self):
+            told.append("closed")
+
+    monkeypatch.setattr("spikegpt.progress.summary_writer_class", lambda: Writer)
+    log = MetricsLog(tmp_path, 4, tensorboard=True)
+    log.write({"step": 5, "loss": 1.5, "spike_rate": None})
+    log.close()
+    assert told == [(str(tmp_path / "tensorboard"), 5), ("loss", 1.5, 5), "closed"]
 
 
 def test_half_a_line_of_metrics_is_dropped(tmp_path):

@@ -242,7 +242,16 @@ class TrainConfig:
         _choice("precision", self.precision, Precision)
         if self.context is not None:
             _positive("context", self.context)
-        for name in ("lr_min", "warmup", "weight_decay", "clip", "logit_penalty", "eval_every", "eval_tokens", "save_every"):
+        for name in (
+            "lr_min",
+            "warmup",
+            "weight_decay",
+            "clip",
+            "logit_penalty",
+            "eval_every",
+            "eval_tokens",
+            "save_every",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative")
         if not 0 <= self.distill <= 1:

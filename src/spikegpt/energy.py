@@ -63,6 +63,8 @@ class Accounting:
     """Weights read."""
     floats: float
     """Other values read or written, float32."""
+    has_memory: bool = True
+    """Whether it says anything of memory traffic."""
 
     def energy(self, table: CostTable, memory: str = "none") -> dict[str, float]:
         """pJ per token: products, elementwise, memory and total."""
@@ -136,9 +138,9 @@ def _as_the_paper_counts(profile: Profile) -> Accounting:
     wkv_steps = sum(1 for site in profile.elementwise if site.kind == "wkv") * profile.config.n_embd
     rule = (
         "products behind a spike layer are taken as AC x its firing rate although they read floats; "
-        "WKV is 6 MACs a channel; norms, gates, token shifts and neurons cost nothing"
+        "WKV is 6 MACs a channel; norms, gates, token shifts, neurons and memory cost nothing"
     )
-    return Accounting("as the paper counts", rule, ac, mac + 6 * wkv_steps, Operations(), ac + mac, 0)
+    return Accounting("as the paper counts", rule, ac, mac + 6 * wkv_steps, Operations(), ac + mac, 0, has_memory=False)
 
 
 def _spike_layer_before(product: Product, layers: int) -> str:
@@ -160,6 +162,7 @@ def energies(rows: list[Accounting]) -> list[dict[str, Any]]:
         for table in TABLES
         for memory in MEMORIES
         for row in rows
+        if row.has_memory or memory == "none"
     ]
 
 
@@ -174,7 +177,9 @@ def answer(profile: Profile, rows: list[Accounting]) -> str:
     """Does the spiking save anything? One sentence with numbers."""
     dense = profile.total("dense")
     if profile.config.spikes == "none":
-        return f"Nothing spikes here: all {short(dense)} products per token are multiply-accumulates, a saving of 1.00x."
+        return (
+            f"Nothing spikes here: all {short(dense)} products per token are multiply-accumulates, a saving of 1.00x."
+        )
     by_name = {row.name: row for row in rows}
     int8 = TABLES[1]
     if profile.total("mac") == dense:
@@ -186,15 +191,16 @@ def answer(profile: Profile, rows: list[Accounting]) -> str:
         )
     units = profile.expanded("units") or 0
     read = profile.total("weights_read")
-    least = _saving(rows[0], by_name["unit spikes"], int8, "SRAM")
-    most = _saving(rows[0], by_name["events"], int8, "SRAM")
+    events, expanded = by_name["events"], by_name["unit spikes"]
+    most, least = (_saving(rows[0], row, int8, "SRAM") for row in (events, expanded))
+    most_alone, least_alone = (_saving(rows[0], row, int8) for row in (events, expanded))
     verdict = "Yes" if least > 1 else "It depends on what an event costs" if most > 1 else "No"
     return (
         f"{verdict}: {short(read)} of {short(dense)} weights are read per token ({profile.activity:.1%}, "
         f"{dense / read:.2f}x fewer; {dense / (units + profile.total('mac')):.2f}x fewer accumulates once every event is "
         f"expanded into unit spikes), and by the table {int8.name} with weights in SRAM the whole token takes {most:.2f}x "
-        f"less energy than dense if an event costs one accumulate per output, {least:.2f}x if it costs its size, "
-        "elementwise parts included."
+        f"less energy than dense if an event costs one accumulate per output, {least:.2f}x if it costs its size "
+        f"({most_alone:.2f}x and {least_alone:.2f}x without any memory), elementwise parts included."
     )
 
 
@@ -232,8 +238,8 @@ def describe(profile: Profile) -> dict[str, Any]:
             "bytes_read": bytes_by_width(profile.total("weights_read")),
             "membrane_updates": profile.membrane_updates,
             "elementwise": elementwise_total.to_dict(),
-            "dead": sum(layer.dead * layer.neurons for layer in profile.neurons),
-            "saturated": sum(layer.saturated * layer.neurons for layer in profile.neurons),
+            "dead_neurons": sum(layer.dead * layer.neurons for layer in profile.neurons),
+            "saturated_neurons": sum(layer.saturated * layer.neurons for layer in profile.neurons),
         },
         "products": [product.to_dict() for product in profile.products],
         "neurons": [dataclasses.asdict(layer) for layer in profile.neurons],

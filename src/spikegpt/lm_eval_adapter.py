@@ -184,7 +184,9 @@ def _generation_settings(asked: dict[str, Any]) -> dict[str, Any]:
         **{name: settings.pop(name) for name in ("temperature", "top_k", "top_p", "min_p", "seed") if name in settings},
     }
     if settings:
-        raise UsageError(f"generation has no setting {', '.join(settings)}; leave it out of the task or of --gen_kwargs")
+        raise UsageError(
+            f"generation has no setting {', '.join(settings)}; leave it out of the task or of --gen_kwargs"
+        )
     return how
 
 

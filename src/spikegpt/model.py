@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -195,9 +194,7 @@ class SpikeGPT(nn.Module):
 
     def _make_head_neuron(self, event: EventConfig, backend: str) -> EventNeuron:
         activity = event.head_activity or event.activity
-        return EventNeuron(
-            self.config.n_embd, self.config.vocab_size, event, activity, signed=True, backend=backend
-        )
+        return EventNeuron(self.config.n_embd, self.config.vocab_size, event, activity, signed=True, backend=backend)
 
     def init_state(self, batch_size: int = 1) -> State:
         """The state before any token: zeros, and -1e38 for the largest exponent."""

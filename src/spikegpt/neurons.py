@@ -42,9 +42,7 @@ class LIF(Neuron):
         self.backend = backend
 
     def forward(self, x: Tensor, membrane: Tensor | None) -> tuple[Tensor, Tensor]:
-        return ops.lif(
-            x, membrane, tau=self.tau, threshold=self.threshold, alpha=self.alpha, backend=self.backend
-        )
+        return ops.lif(x, membrane, tau=self.tau, threshold=self.threshold, alpha=self.alpha, backend=self.backend)
 
 
 class EventNeuron(Neuron):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config import EventConfig, ModelConfig
 from .corpus import documents, pieces
 from .errors import UsageError, UserError
 from .evaluation import Report, device_of, evaluating, meter_of, tokenizer_of
@@ -139,9 +139,7 @@ class ProductCounter:
 
     def products(self) -> list[Product]:
         """One row a matrix that was used, in the order of the module."""
-        return [
-            tally.product(name, self._matrices[name]) for name, tally in self._tallies.items() if tally.tokens
-        ]
+        return [tally.product(name, self._matrices[name]) for name, tally in self._tallies.items() if tally.tokens]
 
 
 class _Tally:
@@ -282,7 +280,7 @@ def profile(
             _, state = model(ids[:, start : start + chunk], state)
             if report is not None:
                 report(min(start + chunk, ids.shape[1]), ids.shape[1])
-    products = counter.products() if counter else [_from_engine(site, levels) for site in meter.counts()]
+    products = counter.products() if counter else [_from_engine(site, model.config.event) for site in meter.counts()]
     seen = isinstance(model, SpikeGPT)
     return Profile(
         model.config, ids.shape[1], products, meter.layers(), elementwise(model.config),
@@ -290,11 +288,12 @@ def profile(
     )  # fmt: skip
 
 
-def _from_engine(site: Any, levels: int) -> Product:
+def _from_engine(site: Any, event: EventConfig) -> Product:
     """A row of the engine's own counters (`engine.SiteCounts`); it has no histogram of sizes, so no bits."""
     name = "head" if site.name == "head_neuron" else site.name.replace(".neurons.", ".")
-    kind: Kind = "graded" if site.units > site.active else "ternary"
-    clipped = site.saturated if levels > 1 else 0
+    signed = event.signed and not name.endswith("ffn.value") and not name.endswith("ffnPre.value")
+    kind: Kind = "graded" if site.units > site.active else "ternary" if signed and site.active else "binary"
+    clipped = site.saturated if event.levels > 1 else 0
     return Product(
         name, kind, site.inputs, site.outputs, site.bits, site.steps, site.active, site.units, None, clipped, None
     )

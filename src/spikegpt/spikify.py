@@ -129,7 +129,7 @@ def _read(source: Path) -> SpikeGPT:
     if model.config.spikes != "none":
         raise UsageError(
             f'{source} has spikes="{model.config.spikes}"; spikify starts from a continuous model '
-            '(an RWKV-4, or one trained with --spikes none)'
+            "(an RWKV-4, or one trained with --spikes none)"
         )
     model.config = dataclasses.replace(model.config, dropout=0.0)
     return model.eval()

@@ -121,9 +121,7 @@ class State(NamedTuple):
             return {name: tensor for name, tensor in inside.items() if "." not in name}
 
         def mix(prefix: str) -> MixState:
-            return MixState(
-                values[f"{prefix}.shift"], values.get(f"{prefix}.wkv"), below(f"{prefix}.neurons.")
-            )
+            return MixState(values[f"{prefix}.shift"], values.get(f"{prefix}.wkv"), below(f"{prefix}.neurons."))
 
         count = len({name.split(".")[1] for name in values if name.startswith("blocks.")})
         blocks = (

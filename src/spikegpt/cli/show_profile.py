@@ -11,7 +11,7 @@ from rich.table import Table
 from ..energy import LEFT_OUT, MEMORIES, TABLES, Accounting, accountings, answer, short
 from ..meter import LayerActivity
 from ..operations import Operations
-from ..profiling import Profile
+from ..profiling import Profile, bytes_by_width
 
 
 def print_profile(profile: Profile) -> None:
@@ -19,6 +19,9 @@ def print_profile(profile: Profile) -> None:
     console = Console()
     rows = accountings(profile)
     console.print(products_table(profile))
+    widths = bytes_by_width(profile.total("weights_read")).items()
+    sizes = ", ".join(f"{count / 1000:,.1f} kB at {width}" for width, count in widths)
+    console.print(f"weights read per token: {sizes}", highlight=False)
     if profile.config.spikes == "after":
         console.print(neurons_table(profile.neurons))
     console.print(elementwise_table(profile))
@@ -92,6 +95,9 @@ def energy_table(rows: list[Accounting]) -> Table:
             alone = row.energy(costs)
             totals = []
             for memory in MEMORIES:
+                if not row.has_memory and memory != "none":
+                    totals.append("not counted")
+                    continue
                 total, dense = row.energy(costs, memory)["total"], rows[0].energy(costs, memory)["total"]
                 totals.append(f"{total / 1000:,.1f} ({dense / total:.2f}x)")
             parts = (f"{alone[part] / 1000:,.1f}" for part in ("products", "elementwise"))

@@ -83,6 +83,6 @@ class Layout:
                     yield f"blocks.{layer}.{part}.wkv", 3 * channels
                 for site in (_TIME if is_time else _CHANNEL) if self._remembers else ():
                     hidden = site == "value" and not is_time
-                    yield f"blocks.{layer}.{part}.neurons.{site}", 4 * channels if hidden else channels
+                    yield f"blocks.{layer}.{part}.neurons.{site}", self._config.hidden if hidden else channels
         if self._remembers:
             yield "head_neuron", channels

@@ -85,11 +85,14 @@ class EventModel:
         assert event is not None
         self.config, self.tokenizer, self.bits = config, tokenizer, packed.bits
         self._layout = Layout(config)
-        self._engine = _engine.Engine(
-            _prepare(packed), self._layout.offsets, config.n_layer, config.n_embd, config.vocab_size,
-            event.levels, event.signed, event.reset == "hard", bool(config.spike_embedding),
-            config.architecture == "RWKV-ffnPre", threads or _cores(), isa,
-        )  # fmt: skip
+        try:
+            self._engine = _engine.Engine(
+                _prepare(packed), self._layout.offsets, config.n_layer, config.n_embd, config.hidden,
+                config.vocab_size, event.levels, event.signed, event.reset == "hard", bool(config.spike_embedding),
+                config.architecture == "RWKV-ffnPre", threads or _cores(), isa,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"the packed model does not fit its config: {error}; pack it again") from None
 
     @staticmethod
     def of(model: SpikeGPT, *, bits: int = 8, threads: int | None = None, isa: str = "") -> EventModel:

@@ -1,13 +1,18 @@
-"""The operators that run along time, one door each: `wkv`, `lif`, `event` (and `spike`, which needs no time).
+"""The operators that run along time, one door each: `wkv`, `lif`, `event`, and what stands around them.
 
-Backends: "reference" (plain PyTorch, the specification), "native" (C++ on the CPU). "auto" takes native where it is
-built and the tensors are float32 (or narrower) on the CPU, else reference; an explicit choice is never swapped.
-Shapes: B batch, T time in tokens, C channels. Half-width inputs are computed, and returned, in float32.
+`gated_wkv`, `lif_add`, `shift_mix` and `relu_squared` are what a GPU does in one pass over memory instead of several;
+`spike` is the jump alone, `linear` a matrix product.
+
+Backends: "reference" (plain PyTorch, the specification), "native" (C++ on the CPU), "triton" (GPUs). "auto" takes
+native on the CPU and triton on a GPU where they are there and the tensors are float32 or narrower, else reference; an
+explicit choice is never swapped. Shapes: B batch, T time in tokens, C channels. Half-width inputs are computed in
+float32, and returned so unless another `dtype` is asked for.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal
 
@@ -15,11 +20,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from . import native, reference
+from . import native, reference, triton
 
-__all__ = ["BACKENDS", "available", "event", "lif", "linear", "spike", "wkv"]
+__all__ = [
+    "BACKENDS", "available", "event", "gated_wkv", "lif", "lif_add", "linear", "matrix_dtype", "relu_squared", "shift_mix",
+    "spike", "wkv",
+]  # fmt: skip
 
-BACKENDS = ("auto", "reference", "native")
+BACKENDS = ("auto", "reference", "native", "triton")
 
 FEW_ROWS = 8
 """Most vectors that `linear` multiplies one by one."""
@@ -30,7 +38,8 @@ START_EXPONENT = -1e38
 
 def available() -> dict[str, str | bool]:
     """Backends by name: True, or the reason why one cannot be used."""
-    return {"reference": True, "native": native.MISSING or True}
+    no_device = None if triton.INTERPRETED or torch.cuda.is_available() else "there is no GPU"
+    return {"reference": True, "native": native.MISSING or True, "triton": triton.MISSING or no_device or True}
 
 
 def linear(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
@@ -59,6 +68,27 @@ def wkv(
     Returns:
         y [B, T, C] and the state after the last token; gradients flow to every input, through the state too.
     """
+    kernels, inputs = _choose(backend, *_wkv_inputs(decay, first, k, v, state))
+    return kernels.wkv(*inputs)
+
+
+def gated_wkv(
+    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None = None, *,
+    dtype: torch.dtype | None = None, backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """sigmoid(gate) times y of `wkv`, in `dtype` (None: that of y), and the state; gate [B, T, C]."""
+    _expect("gate", gate, _dimensions(k))
+    kernels, inputs = _choose(backend, *_wkv_inputs(decay, first, k, v, state), gate)
+    if kernels is triton:
+        return triton.gated_wkv(*inputs, dtype or torch.float32)
+    y, state = kernels.wkv(*inputs[:5])
+    y = torch.sigmoid(gate) * y
+    return y.to(dtype or y.dtype), state
+
+
+def _wkv_inputs(
+    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, time, channels = _dimensions(k)
     _expect("v", v, (batch, time, channels))
     _expect("decay", decay, (channels,))
@@ -67,8 +97,7 @@ def wkv(
         state = k.new_zeros(batch, 3, channels, dtype=_widest(k))
         state[:, 2] = START_EXPONENT
     _expect("state", state, (batch, 3, channels))
-    inputs = _promote(decay, first, k, v, state)
-    return _pick(backend, *inputs).wkv(*inputs)
+    return decay, first, k, v, state
 
 
 def spike(z: Tensor, alpha: float = 2.0) -> Tensor:
@@ -94,12 +123,36 @@ def lif(
     Returns:
         spikes [B, T, C] of 0 and 1, and the membrane [B, C] after the last token; the gradient flows through the reset.
     """
+    kernels, inputs = _choose(backend, x, _membrane(x, membrane))
+    return kernels.lif(*inputs, float(tau), float(threshold), float(alpha))
+
+
+def lif_add(
+    x: Tensor,
+    residual: Tensor,
+    membrane: Tensor | None = None,
+    *,
+    tau: float = 2.0,
+    threshold: float = 1.0,
+    alpha: float = 2.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """residual [B, T, C] + the spikes of `lif`, in the residual's type, and the membrane."""
+    _expect("residual", residual, _dimensions(x))
+    kernels, inputs = _choose(backend, x, _membrane(x, membrane))
+    settings = float(tau), float(threshold), float(alpha)
+    if kernels is triton:
+        return triton.lif_add(inputs[0], residual, inputs[1], *settings)
+    spikes, membrane = kernels.lif(*inputs, *settings)
+    return residual + spikes.to(residual.dtype), membrane
+
+
+def _membrane(x: Tensor, membrane: Tensor | None) -> Tensor:
     batch, _, channels = _dimensions(x)
     if membrane is None:
-        membrane = x.new_zeros(batch, channels, dtype=_widest(x))
+        return x.new_zeros(batch, channels, dtype=_widest(x))
     _expect("membrane", membrane, (batch, channels))
-    x, membrane = _promote(x, membrane)
-    return _pick(backend, x, membrane).lif(x, membrane, float(tau), float(threshold), float(alpha))
+    return membrane
 
 
 def event(
@@ -133,18 +186,47 @@ def event(
     """
     if reset not in ("hard", "soft"):
         raise ValueError(f"reset={reset!r} is not one of 'hard', 'soft'")
-    batch, _, channels = _dimensions(x)
-    if membrane is None:
-        membrane = x.new_zeros(batch, channels, dtype=_widest(x))
-    _expect("membrane", membrane, (batch, channels))
+    channels = _dimensions(x)[2]
     _expect("threshold", threshold, (channels,))
     _expect("unit", unit, (channels,))
-    x, threshold, unit, membrane = _promote(x, threshold.detach(), unit.detach(), membrane)
+    kernels, inputs = _choose(backend, x, threshold.detach(), unit.detach(), _membrane(x, membrane))
+    x, threshold, unit, membrane = inputs
     if leak is not None:
         _expect("leak", leak, (channels,))
-        leak = leak.to(x.dtype)
-    kernels = _pick(backend, x, threshold, unit, membrane)
+        leak = leak.to(membrane.dtype)
     return kernels.event(x, threshold, unit, leak, membrane, int(levels), signed, reset == "hard", float(window))
+
+
+def shift_mix(
+    x: Tensor, last: Tensor, mixes: Sequence[Tensor], *, dtype: torch.dtype | None = None, backend: str = "auto"
+) -> tuple[Tensor, ...]:
+    """Token shift and mix: x_t mix + x_{t-1} (1 - mix), for each of at most three mixes.
+
+    Args:
+        x: [B, T, C]. last: [B, C], the token before the first. mixes: [C], or [1, 1, C].
+        dtype: of the results; None: that of x.
+    """
+    batch, _, channels = _dimensions(x)
+    _expect("last", last, (batch, channels))
+    kernels, _ = _choose(backend, x, last, *mixes)
+    if kernels is triton:
+        return triton.shift_mix(x, last, torch.stack([mix.flatten() for mix in mixes]), dtype or x.dtype)
+    before = torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
+    return tuple(torch.lerp(before, x, mix).to(dtype or x.dtype) for mix in mixes)
+
+
+def relu_squared(x: Tensor, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
+    """max(x, 0)^2 in any shape, in `dtype` (None: that of x)."""
+    kernels, _ = _choose(backend, x)
+    if kernels is triton:
+        return triton.relu_squared(x, dtype or x.dtype)
+    return torch.square(torch.relu(x)).to(dtype or x.dtype)
+
+
+def matrix_dtype(x: Tensor) -> torch.dtype:
+    """The type that a matrix product casts x to: autocast's, or else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _widest(*tensors: Tensor) -> torch.dtype:
@@ -168,9 +250,27 @@ def _dimensions(tensor: Tensor) -> tuple[int, int, int]:
     return batch, time, channels
 
 
-def _pick(backend: str, *tensors: Tensor) -> ModuleType:
+def _choose(backend: str, *tensors: Tensor) -> tuple[ModuleType, Sequence[Tensor]]:
+    """The kernels to use, and the tensors as they take them: Triton's as they are, the others in one wide type."""
     if backend not in BACKENDS:
         raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    device = tensors[0].device
+    for tensor in tensors[1:]:
+        if tensor.device != device:
+            raise UserError(f"tensors are on {device} and on {tensor.device}; move model, tokens and state to one device")
+    if backend == "triton" or (backend == "auto" and device.type == "cuda"):
+        reason = triton.MISSING or triton.unfit(tensors)
+        if reason is None:
+            return triton, tensors
+        if backend == "triton":
+            raise UserError(f"the Triton operators cannot be used: {reason}")
+        _warn_once(triton.MISSING)
+    wide = _promote(*tensors)
+    return _pick(backend, wide), wide
+
+
+def _pick(backend: str, tensors: Sequence[Tensor]) -> ModuleType:
+    """Native kernels or the reference."""
     if backend == "reference":
         return reference
     reason = native.MISSING or _unfit(tensors)
@@ -178,12 +278,12 @@ def _pick(backend: str, *tensors: Tensor) -> ModuleType:
         return native
     if backend == "native":
         raise UserError(f"the native operators cannot be used: {reason}")
-    if native.MISSING and tensors[0].device.type == "cpu" and not torch.compiler.is_compiling():
-        _warn_once()
+    if tensors[0].device.type == "cpu":
+        _warn_once(native.MISSING)
     return reference
 
 
-def _unfit(tensors: tuple[Tensor, ...]) -> str | None:
+def _unfit(tensors: Sequence[Tensor]) -> str | None:
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"they run on the CPU, and a tensor is on {tensor.device}"
@@ -195,8 +295,9 @@ def _unfit(tensors: tuple[Tensor, ...]) -> str | None:
 _warned = False
 
 
-def _warn_once() -> None:
+def _warn_once(missing: str | None) -> None:
+    """That a fast backend is not there at all."""
     global _warned
-    if not _warned:
+    if missing and not _warned and not torch.compiler.is_compiling():
         _warned = True
-        warnings.warn(f"operators run in plain PyTorch, about 100 times slower: {native.MISSING}", stacklevel=4)
+        warnings.warn(f"operators run in plain PyTorch, about 100 times slower: {missing}", stacklevel=5)

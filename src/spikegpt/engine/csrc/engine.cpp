@@ -203,7 +203,7 @@ Mix Engine::add_mix(const std::string &block, const std::string &part, const std
                     is_signed);
   };
   const bool is_signed = settings_.is_signed;
-  const int hidden = is_time ? channels : 4 * channels;
+  const int hidden = is_time ? channels : settings_.hidden;
   if (is_time) {
     mix.wkv = layout_->at(state + ".wkv");
     mix.mix_v = floats(name + ".time_mix_v", channels);
@@ -220,13 +220,14 @@ Mix Engine::add_mix(const std::string &block, const std::string &part, const std
 void Engine::make_buffers() {
   int inputs = 0, groups = 0;
   model_.stride = round_up(model_.channels, 64);
-  model_.hidden_stride = model_.stride;
+  model_.hidden_stride = round_up(settings_.hidden, 64);
   for (const auto &site : sites_) {
     inputs = std::max(inputs, site->stride);
     groups = std::max(groups, site->groups);
     if (site.get() == model_.head) continue;
-    int &stride = site->outputs > model_.channels ? model_.hidden_stride : model_.stride;
-    stride = std::max(stride, site->tiles * site->tile_outputs);
+    const int width = site->tiles * site->tile_outputs;
+    if (site->outputs == model_.channels) model_.stride = std::max(model_.stride, width);
+    if (site->outputs == settings_.hidden) model_.hidden_stride = std::max(model_.hidden_stride, width);
   }
   for (float **buffer : {&model_.x, &model_.normed, &model_.k, &model_.v, &model_.r})
     *buffer = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.stride);

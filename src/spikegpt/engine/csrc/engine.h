@@ -21,7 +21,7 @@ struct Tensor {
 };
 
 struct Settings {
-  int layers, channels, vocab;
+  int layers, channels, hidden, vocab;
   float levels;
   bool is_signed, hard, spike_embedding, ffn_pre;
   int threads;

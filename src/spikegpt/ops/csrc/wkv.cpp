@@ -46,18 +46,18 @@ struct Trace {
   float a[kBlock], b[kBlock], out_past[kBlock], out_now[kBlock], in_past[kBlock], in_now[kBlock];
 };
 
-void replay_step(Running &run, Trace &__restrict trace, int width, const float *__restrict decay,
+void replay_step(Running &run, Trace *__restrict trace, int width, const float *__restrict decay,
                  const float *__restrict first, const float *__restrict k, const float *__restrict v) {
   for (int c = 0; c < width; ++c) {
     const float a = run.a[c], b = run.b[c], o = run.o[c];
-    trace.a[c] = a;
-    trace.b[c] = b;
-    weigh(o - (first[c] + k[c]), trace.out_past[c], trace.out_now[c]);
+    trace->a[c] = a;
+    trace->b[c] = b;
+    weigh(o - (first[c] + k[c]), trace->out_past[c], trace->out_now[c]);
     const float faded = o + decay[c];
     float past, now;
     weigh(faded - k[c], past, now);
-    trace.in_past[c] = past;
-    trace.in_now[c] = now;
+    trace->in_past[c] = past;
+    trace->in_now[c] = now;
     run.a[c] = past * a + now * v[c];
     run.b[c] = past * b + now;
     run.o[c] = k[c] < faded ? faded : k[c];
@@ -136,7 +136,7 @@ void backward_tile(const WkvBackward &op, const Tile &tile) {
                                     : op.checkpoints + (tile.batch * last + chunk - 1) * states + tile.channel;
     run.load(start, channels, width);
     for (int s = 0; s < steps; ++s)
-      replay_step(run, traces[s], width, decay, first, op.in.k + at + s * channels, op.in.v + at + s * channels);
+      replay_step(run, &traces[s], width, decay, first, op.in.k + at + s * channels, op.in.v + at + s * channels);
     for (int c = 0; c < width; ++c) {
       if (chunk == last) g.o[c] -= g.a[c] * run.a[c] + g.b[c] * run.b[c];
       g.decay[c] = g.first[c] = 0.0f;

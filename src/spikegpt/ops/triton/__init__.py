@@ -7,6 +7,7 @@ imported only where they could run, since importing Triton takes longer than the
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -27,16 +28,15 @@ def _reason() -> str | None:
 MISSING = _reason()
 if MISSING is None:
     try:
-        from .event import event as event
-        from .lif import lif as lif
-        from .mix import relu_squared as relu_squared
-        from .mix import shift_mix as shift_mix
-        from .wkv import wkv as wkv
+        from . import event as _event
+        from . import lif as _lif
+        from . import mix as _mix
+        from . import wkv as _wkv
     except ImportError as error:
         MISSING = f"Triton cannot be imported ({error})"
 
 
-def unfit(tensors: tuple[Tensor, ...]) -> str | None:
+def unfit(tensors: Sequence[Tensor]) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
     for tensor in tensors:
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -45,3 +45,46 @@ def unfit(tensors: tuple[Tensor, ...]) -> str | None:
             needs = "the CPU (TRITON_INTERPRET=1 is set)" if INTERPRETED else "a GPU, or TRITON_INTERPRET=1"
             return f"they need {needs}, and a tensor is on {tensor.device}"
     return None
+
+
+def wkv(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """See `ops.wkv`; `state` is given."""
+    return _wkv.wkv(decay.float(), first.float(), k, v, None, state.float(), torch.float32)
+
+
+def gated_wkv(
+    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor, gate: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """See `ops.gated_wkv`; `state` is given."""
+    return _wkv.wkv(decay.float(), first.float(), k, v, gate, state.float(), dtype)
+
+
+def lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float) -> tuple[Tensor, Tensor]:
+    """See `ops.lif`; `membrane` is given."""
+    return _lif.lif(x, None, membrane.float(), tau, threshold, alpha)
+
+
+def lif_add(
+    x: Tensor, residual: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """See `ops.lif_add`; `membrane` is given."""
+    return _lif.lif(x, residual, membrane.float(), tau, threshold, alpha)
+
+
+def event(
+    x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor | None, membrane: Tensor,
+    levels: int, signed: bool, hard: bool, window: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See `ops.event`; `membrane` is given."""
+    leak = None if leak is None else leak.float()
+    return _event.event(x, threshold.float(), unit.float(), leak, membrane.float(), levels, signed, hard, window)
+
+
+def shift_mix(x: Tensor, last: Tensor, mixes: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """See `ops.shift_mix`; mixes [n, C]."""
+    return _mix.shift_mix(x, last.float(), mixes.float(), dtype)
+
+
+def relu_squared(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `ops.relu_squared`."""
+    return _mix.relu_squared(x, dtype)

@@ -277,7 +277,7 @@ _op.register_autograd(_gradients, setup_context=_save)
 
 
 def wkv(
-    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor, gate: Tensor | None, dtype: torch.dtype
+    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, state: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """See `ops.wkv` and, with a gate [B, T, C], `ops.gated_wkv`; y comes in `dtype`."""
     direct = is_direct(decay, first, k, v, gate, state)
