@@ -1,7 +1,7 @@
 """Converting and loading a checkpoint shaped as the released 216M: seconds, memory, and the first token.
 
-python -m benchmarks.load [--json FILE] [--preset 216m] [--dtype float32]: random weights; every step in a process of its
-own, times beside that of reading the file, memory beside the file's size.
+python -m benchmarks.load [--json FILE] [--preset 216m] [--dtype float32]: random weights; every step in a process of
+its own, times beside that of reading the file, memory beside the file's size.
 """
 
 from __future__ import annotations

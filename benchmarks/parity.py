@@ -1,7 +1,8 @@
 """How far the reference's generation script is from the function that its training code trains.
 
-python -m benchmarks.parity [--json FILE] [--layers 8 13] [--text FILE]: on the reference's own small models, and on models
-trained here on the text, deep enough to meet the halving of the residual. First checks that ours is the trained function.
+python -m benchmarks.parity [--json FILE] [--model DIR ...] [--layers 8] [--text FILE]: on the reference's own small
+models, on given ones, and on models trained here on the text, deep enough to meet the halving of the residual. First
+checks that ours is the trained function.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ GOLDEN = {
     "official-rwkv-3x64": ModelConfig(n_layer=3, n_embd=64, vocab_size=256),
     "official-ffnpre-7x64": ModelConfig(n_layer=7, n_embd=64, vocab_size=77, architecture="RWKV-ffnPre"),
 }
-WINDOW = 256
+WINDOW, CHANNELS = 256, 64
 
 
 def golden(name: str) -> tuple[SpikeGPT, Tensor, Tensor]:
@@ -43,22 +44,22 @@ def golden(name: str) -> tuple[SpikeGPT, Tensor, Tensor]:
     return model, tokens, targets
 
 
-def trained(layers: int, text: str, steps: int) -> tuple[SpikeGPT, Tensor, Tensor]:
-    """A model trained on the first 95% of the text, with windows [B, T] of the rest."""
-    cut = int(len(text) * 0.95)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "train.txt").write_text(text[:cut])
-        train_on(
-            [Path(folder) / "train.txt"], Path(folder) / "run", shape="tiny", tokenizer="bytes",
-            overrides={"n_layer": layers, "n_embd": 96, "context": 128}, cache=Path(folder) / "cache",
-            config=TrainConfig(steps=steps, batch_size=16, save_every=0, eval_every=0),
-        )  # fmt: skip
-        model = load_model(Path(folder) / "run")
-        assert model.tokenizer is not None
-        ids = torch.from_numpy(model.tokenizer.encode(text[cut:])[: 16 * WINDOW + 1].astype(np.int64))
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()  # the file they are mapped to goes away
-    return model, ids[:-1].view(-1, WINDOW), ids[1:].view(-1, WINDOW)
+def trained(layers: int, text: str, steps: int, folder: Path) -> SpikeGPT:
+    """A model of that depth trained on the text."""
+    (folder / "train.txt").write_text(text)
+    train_on(
+        [folder / "train.txt"], folder / "run", shape="tiny", tokenizer="bytes",
+        overrides={"n_layer": layers, "n_embd": CHANNELS, "context": 128}, cache=folder / "cache",
+        config=TrainConfig(steps=steps, batch_size=8, save_every=0, eval_every=0),
+    )  # fmt: skip
+    return load_model(folder / "run")
+
+
+def windows(model: SpikeGPT, text: str) -> tuple[Tensor, Tensor]:
+    """Tokens and targets [B, T] from the start of the text."""
+    assert model.tokenizer is not None
+    ids = torch.from_numpy(model.tokenizer.encode(text)[: 16 * WINDOW + 1].astype(np.int64))
+    return ids[:-1].view(-1, WINDOW), ids[1:].view(-1, WINDOW)
 
 
 def variants(model: SpikeGPT) -> dict[str, Callable[[SpikeGPT], SpikeGPT]]:
@@ -107,14 +108,21 @@ def difference(found: Tensor, expected: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json")
-    parser.add_argument("--layers", type=int, nargs="*", default=[8, 13])
+    parser.add_argument("--model", type=Path, nargs="*", default=[])
+    parser.add_argument("--layers", type=int, nargs="*", default=[8])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--text", type=Path, default=SHARED / "data" / "tinyshakespeare" / "input.txt")
     options = parser.parse_args()
+    text = options.text.read_text(encoding="utf-8")
+    cut = int(len(text) * 0.95)
     table = [row for name in GOLDEN if (SHARED / "golden").is_dir() for row in rows(name, *golden(name))]
+    for directory in options.model:
+        model = load_model(directory)
+        table += rows(directory.name, model, *windows(model, text[cut:]))
     for layers in options.layers:
-        name = f"{layers} x 96, {options.steps} steps"
-        table += rows(name, *trained(layers, options.text.read_text(), options.steps))
+        with tempfile.TemporaryDirectory() as folder:
+            model = trained(layers, text[:cut], options.steps, Path(folder))
+            table += rows(f"{layers} x {CHANNELS}, {options.steps} steps", model, *windows(model, text[cut:]))
     report("The reference's generation against what it trains", table, options.json)
 
 

@@ -231,7 +231,8 @@ config = AutoConfig.from_pretrained({directory!r}, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained({directory!r}, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained({directory!r}, trust_remote_code=True)
 assert model.generation_config.eos_token_id == tokenizer.eos_token_id is not None
-print(type(config).__module__, type(tokenizer).__name__, model(**tokenizer("a text", return_tensors="pt")).logits.shape[-1])
+logits = model(**tokenizer("a text", return_tensors="pt")).logits
+print(type(config).__module__, type(tokenizer).__name__, logits.shape[-1])
 model.save_pretrained({str(again)!r})
 """
     environment = {**os.environ, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -325,7 +326,8 @@ def test_half_precision_halves_the_matrices_alone(directory, dtype):
     ids = torch.randint(256, (2, 12))
     logits = model(ids).logits
     assert logits.dtype == torch.float32 and logits.isfinite().all()
-    torch.testing.assert_close(model(ids[:, 6:], past_key_values=model(ids[:, :6]).past_key_values).logits, logits[:, 6:])
+    cache = model(ids[:, :6]).past_key_values
+    torch.testing.assert_close(model(ids[:, 6:], past_key_values=cache).logits, logits[:, 6:])
     assert model.generate(ids, max_new_tokens=2, do_sample=False).shape == (2, 14)
 
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from spikegpt import checkpoint
+from spikegpt.cli import main
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.engine import EventModel, pack, run
 from spikegpt.engine.integers import GROUP, IntegerModel
@@ -145,3 +146,34 @@ def test_another_models_config_is_found(saved: Path) -> None:
     (out / "config.json").write_text(json.dumps(config | {"n_embd": 128}))
     with pytest.raises(UserError, match=r"does not fit its config: tensor emb\.weight"):
         EventModel.load(out)
+
+
+@pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
+def test_load_takes_packed_directories(saved: Path) -> None:
+    out = pack(saved)
+    ids = torch.randint(256, (1, 6))
+    engine = checkpoint.load(out)
+    assert isinstance(engine, EventModel)
+    with torch.inference_mode():
+        float_model = checkpoint.load(out, engine="float")
+        assert torch.allclose(float_model(ids)[0], engine(ids)[0], atol=1e-4)
+    assert isinstance(float_model, SpikeGPT)
+    assert float_model.tokenizer is not None
+    assert isinstance(checkpoint.load(saved, engine="event"), EventModel)
+    assert isinstance(checkpoint.load(saved), SpikeGPT)
+    with pytest.raises(UsageError, match="'int' is not one of auto, float, event"):
+        checkpoint.load(saved, engine="int")
+    with pytest.raises(UsageError, match="not event-driven"):
+        checkpoint.load("tiny", engine="event")
+
+
+@pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
+def test_the_command_line_packs_and_generates(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pack", str(saved)]) == 0
+    assert capsys.readouterr().out.strip() == str(saved.with_name("model-8bit"))
+    assert main(["generate", "-m", str(saved.with_name("model-8bit")), "--seed", "1", "-n", "8", "Once"]) == 0
+    written = capsys.readouterr().out
+    assert main(["generate", "-m", str(saved), "--engine", "event", "--seed", "1", "-n", "8", "Once"]) == 0
+    assert capsys.readouterr().out == written
+    assert main(["pack", str(saved)]) == 2
+    assert "already exists" in capsys.readouterr().err

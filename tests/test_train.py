@@ -236,6 +236,18 @@ def test_how_often_to_report_may_change(tmp_path, corpus):
     assert result["step"] == 2
 
 
+def test_settings_newer_than_the_run_have_their_defaults(tmp_path, corpus):
+    training.run(tmp_path / "run", corpus, train={"steps": 2})
+    path = tmp_path / "run" / "checkpoints" / "step-00000002" / "training.json"
+    values = json.loads(path.read_text())
+    del values["run"]["train"]["logit_penalty"]
+    path.write_text(json.dumps(values))
+    _, result = training.run(tmp_path / "run", corpus, resume=True, train={"steps": 2})
+    assert result["step"] == 2
+    with pytest.raises(UsageError, match=r"train\.logit_penalty is 0\.0"):
+        training.run(tmp_path / "run", corpus, resume=True, train={"steps": 2, "logit_penalty": 0.0})
+
+
 def test_nothing_to_resume_and_nothing_overwritten(tmp_path, corpus):
     with pytest.raises(UsageError, match="nothing to resume"):
         training.run(tmp_path / "run", corpus, resume=True)

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,22 +35,49 @@ TRAINING_TENSORS, TRAINING = "training.safetensors", "training.json"
 CHECKPOINTS = "checkpoints"
 _MODEL_FILES = {WEIGHTS, CONFIG, TOKENIZER}
 
+ENGINES = ("auto", "float", "event")
+
 PathLike = str | os.PathLike[str]
 
 
-def load(name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto") -> SpikeGPT:
+@overload
+def load(
+    name: PathLike | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    engine: Literal["float"],
+) -> SpikeGPT: ...
+@overload
+def load(
+    name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto", engine: str = "auto"
+) -> Any: ...
+def load(
+    name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto", engine: str = "auto"
+) -> Any:
     """The model called `name`, ready to generate, its tokenizer in `model.tokenizer`.
 
-    None is the small trained model inside the package. A directory is a saved model, or a training run: its finished
-    model, else its latest complete checkpoint. A preset's name gives that shape untrained, over bytes.
+    None is the small trained model inside the package. A directory is a saved or packed model, or a training run: its
+    finished model, else its latest complete checkpoint. A preset's name gives that shape untrained, over bytes.
+    engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
+    as a `SpikeGPT`; "auto" takes the first for packed models and the second for all others.
     """
-    if name is None:
-        return load_model(Path(__file__).parent / "shipped", device=device, backend=backend)
-    path = Path(name)
-    if path.is_dir():
-        return load_model(resolve(path), device=device, backend=backend)
+    if engine not in ENGINES:
+        raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+    path = Path(__file__).parent / "shipped" if name is None else Path(name)
+    if name is None or path.is_dir():
+        from .engine import EventModel
+        from .engine.pack import is_packed, unpack
+
+        path = resolve(path)
+        packed = is_packed(path)
+        if engine == "event" or (packed and engine == "auto"):
+            return EventModel.load(path)
+        return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)
     if str(name) not in PRESETS:
         raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {', '.join(PRESETS)}")
+    if engine == "event":
+        raise UsageError(f"the preset {name} is not event-driven; train it with --spikes before first")
     tokenizer = ByteTokenizer()
     model = SpikeGPT(preset(str(name), vocab_size=tokenizer.vocab_size), backend=backend)
     model.tokenizer = tokenizer

@@ -209,6 +209,8 @@ def _stream(model: Any, text: Text, state: State, save_to: PathLike | None) -> G
 
 def _decode(model: Any, texts: list[Text], state: State) -> Generator[str, None, State]:
     """Step until every text has ended, yielding each text's new piece where there is one; returns the last state."""
+    if len(texts) == 1 and hasattr(model, "stream"):
+        return (yield from _decode_stream(model.stream(state), texts[0]))
     device = device_of(model)
     while rows := [row for row, text in enumerate(texts) if text.reason is None]:
         if len(rows) < len(texts):
@@ -220,8 +222,18 @@ def _decode(model: Any, texts: list[Text], state: State) -> Generator[str, None,
     return state
 
 
+def _decode_stream(stream: Any, text: Text) -> Generator[str, None, State]:
+    """The same for one text on an engine that steps in place."""
+    while text.reason is None:
+        if piece := text.advance(stream.step(text.pending)):
+            yield piece
+    return stream.state()
+
+
 def prefill(model: Any, ids: Sequence[int], state: State) -> State:
     """The state of one text after reading `ids`."""
+    if hasattr(model, "read"):  # an engine that computes no logits for it
+        return model.read(ids, state)
     device = device_of(model)
     for start in range(0, len(ids), PREFILL):
         _, state = model(torch.tensor([ids[start : start + PREFILL]], device=device), state)

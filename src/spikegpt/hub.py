@@ -24,7 +24,7 @@ AUTO_MAP = {
 FILES = (CODE, CARD, "tokenizer_config.json", "generation_config.json")
 """What is added to a model directory; `config.json` also gets `architectures` and `auto_map`."""
 
-_CODE = '''"""Lets `transformers` load this directory with trust_remote_code=True; the model itself is in the spikegpt package."""
+_CODE = '''"""Lets `transformers` load this directory with trust_remote_code=True; the model is in the spikegpt package."""
 
 try:
     from spikegpt.hf import (

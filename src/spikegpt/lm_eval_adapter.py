@@ -60,11 +60,13 @@ class SpikeGPTLM(TemplateLM):
     ) -> None:
         super().__init__()
         # lm-eval says "cuda:0" where nobody chose a device.
-        usable = device is not None and (torch.cuda.is_available() or not device.startswith("cuda"))
-        self._device = torch.device(device if usable else "cpu")
+        device = device or "cpu"
+        self._device = torch.device(device if torch.cuda.is_available() or not device.startswith("cuda") else "cpu")
         self.model = load(pretrained, device=self._device, backend=backend)
         self._tokenizer = tokenizer_of(self.model)
-        self.batch_size = int(batch_size) if str(batch_size).isdecimal() and int(str(batch_size)) > 1 else 32
+        # And 1, or "auto", where nobody chose a size.
+        chosen = int(batch_size) if str(batch_size or "").isdecimal() else 1  # pyright: ignore[reportArgumentType]
+        self.batch_size = chosen if chosen > 1 else 32
 
     @property
     def eot_token_id(self) -> int:
@@ -138,7 +140,7 @@ class SpikeGPTLM(TemplateLM):
         ]
 
     def _likelihoods(self, pairs: Tensor, state: State) -> tuple[Tensor, State]:
-        """pairs [B, T, 2] of token and next token to [B, T, 2]: the next one's log-likelihood, and 1 if it is likeliest."""
+        """pairs [B, T, 2] of a token and the next to [B, T, 2]: the next one's log-likelihood; 1 if it is likeliest."""
         logits, state = self.model(pairs[..., 0], state)
         target = pairs[..., 1:]
         greedy = logits.argmax(-1, keepdim=True) == target

@@ -183,7 +183,7 @@ class SpikeGPT(nn.Module):
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self.gradient_checkpointing = False
-        """While training, compute blocks again on the way back rather than keep what they computed: slower, less memory."""
+        """While training, compute each block again on the way back instead of keeping it: slower, less memory."""
         self.emb = nn.Embedding(config.vocab_size, config.n_embd, _weight=torch.empty(config.vocab_size, config.n_embd))
         self.emb_spike = SpikeEmbedding(config.surrogate_alpha) if config.spike_embedding else None
         self.blocks = nn.ModuleList(Block(config, index, backend) for index in range(config.n_layer))
@@ -219,7 +219,7 @@ class SpikeGPT(nn.Module):
         return self.read_out(*self.features(ids, state))
 
     def features(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """What the head reads, [B, T, C]: the last residual, normalised. The head neuron's membrane is left as it is."""
+        """What the head reads, [B, T, C]: the normalised residual. The head neuron's membrane is left as it is."""
         if ids.ndim != 2 or ids.shape[1] == 0:
             raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
         if state is None:

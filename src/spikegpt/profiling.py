@@ -273,7 +273,8 @@ def profile(
     if ids.shape[1] == 0:
         raise UserError("there is no text to profile")
     state = None
-    levels = model.config.event.levels if model.config.event else LARGEST
+    event: EventConfig | None = model.config.event
+    levels = event.levels if event else LARGEST
     counter = ProductCounter(model, levels) if isinstance(model, SpikeGPT) else None
     with evaluating(model), meter_of(model) as meter, counter or nullcontext():
         for start in range(0, ids.shape[1], chunk):
@@ -288,8 +289,9 @@ def profile(
     )  # fmt: skip
 
 
-def _from_engine(site: Any, event: EventConfig) -> Product:
+def _from_engine(site: Any, event: EventConfig | None) -> Product:
     """A row of the engine's own counters (`engine.SiteCounts`); it has no histogram of sizes, so no bits."""
+    assert event is not None  # the engine runs nothing else
     name = "head" if site.name == "head_neuron" else site.name.replace(".neurons.", ".")
     signed = event.signed and not name.endswith("ffn.value") and not name.endswith("ffnPre.value")
     kind: Kind = "graded" if site.units > site.active else "ternary" if signed and site.active else "binary"

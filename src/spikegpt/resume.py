@@ -69,6 +69,8 @@ def load_run(out: Path, model: SpikeGPT, described: dict[str, Any]) -> tuple[dic
     if path is None:
         raise UsageError(f"nothing to resume: {out / CHECKPOINTS} has no checkpoint; start without resume")
     tensors, values = read_checkpoint(path)
+    # Settings that the run's version did not know have their defaults.
+    values["run"]["train"] = TrainConfig.from_dict(values["run"]["train"]).to_dict()
     before = _flat({**values["run"], "model": read_config(path).to_dict()})
     now = _flat({**described, "model": model.config.to_dict()})
     free = _FREE | _ENDING if _same_so_far(values["run"], described, values["step"]) else _FREE

@@ -20,6 +20,7 @@ from .draw import draw
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .pack import pack
 from .profile import profile
 from .spikify import spikify
 from .trace import trace
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "draw": draw,
     "convert": convert,
     "spikify": spikify,
+    "pack": pack,
     "trace": trace,
     "profile": profile,
     "info": info,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Backend, Data, Device, Json, Model, ReferenceGeneration
+from .options import Backend, Data, Device, Engine, Json, Model, ReferenceGeneration
 
 
 def evaluate(
@@ -18,6 +18,7 @@ def evaluate(
     ] = 1,
     device: Device = None,
     backend: Backend = "auto",
+    engine: Engine = "auto",
     reference_generation: ReferenceGeneration = False,
     json: Json = False,
 ) -> None:
@@ -29,7 +30,7 @@ def evaluate(
     from .show import counting, print_json, print_table
     from .start import load_model
 
-    loaded = load_model(model, device, backend, reference_generation)
+    loaded = load_model(model, device, backend, reference_generation, engine)
     with counting("reading", "tokens") as report:
         result = evaluate_files(loaded, data, chunk=chunk, streams=streams, report=report).to_dict()
     if json:

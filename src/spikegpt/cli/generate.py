@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Backend, Device, Json, Model, ReferenceGeneration
+from .options import Backend, Device, Engine, Json, Model, ReferenceGeneration
 
 Prompts = Annotated[
     list[str] | None, typer.Argument(help="Text to go on from; several are written together. - reads standard input.")
@@ -29,6 +29,7 @@ def generate(
     save_state: Annotated[Path | None, typer.Option(help="Write what the model remembers at the end.")] = None,
     device: Device = None,
     backend: Backend = "auto",
+    engine: Engine = "auto",
     reference_generation: ReferenceGeneration = False,
     json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def generate(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop,
     )  # fmt: skip
-    loaded = load_model(model, device, backend, reference_generation)
+    loaded = load_model(model, device, backend, reference_generation, engine)
     if len(texts) == 1:
         write_stream(loaded, texts[0], json, **options, state=state, save_state=save_state)
     elif state or save_state:

@@ -28,6 +28,9 @@ Data = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="the best there is")]
 Backend = Annotated[str, typer.Option("--backend", help="Operators: auto, reference, native.")]
+Engine = Annotated[
+    str, typer.Option("--engine", help="event: in integers, on the CPU. float. auto: event for packed models.")
+]
 ReferenceGeneration = Annotated[
     bool,
     typer.Option("--reference-generation", help="Compute what the published script generates with (docs/parity.md)."),

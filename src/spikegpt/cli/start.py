@@ -10,17 +10,18 @@ import torch
 from .. import __version__, ops
 from ..checkpoint import load
 from ..errors import UsageError, UserError
-from ..model import SpikeGPT
 
 
-def load_model(name: str | None, device: str | None, backend: str, reference_generation: bool = False) -> SpikeGPT:
-    """The model of that name on a device that is here; None: a GPU if there is one."""
+def load_model(
+    name: str | None, device: str | None, backend: str, reference_generation: bool = False, engine: str = "float"
+) -> Any:
+    """The model of that name on a device that is here; None: a GPU if there is one. `engine` as in `checkpoint.load`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"no device {device!r} here: {str(error).splitlines()[0]}; try cpu") from None
-    model = load(name, device=device, backend=backend)
+    model = load(name, device=device, backend=backend, engine=engine)
     if not reference_generation:
         return model
     from ..reference_generation import reference_generation as as_published
@@ -40,7 +41,7 @@ def describe(name: str | None) -> dict[str, Any]:
         "operators": ops.available(),
     }
     try:
-        model = load(name)
+        model = load(name, engine="float")
     except UserError as error:
         if name is not None:
             raise

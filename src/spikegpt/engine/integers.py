@@ -106,7 +106,9 @@ def _round(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         return torch.round(weight / scale).to(torch.int8), scale.t().contiguous()
     pieces = weight.split(GROUP, dim=1)
     rounded = [_round_four_bits(piece) for piece in pieces]
-    return torch.cat([integers for integers, _ in rounded], 1), torch.cat([scale for _, scale in rounded], 1).t().contiguous()
+    return torch.cat([integers for integers, _ in rounded], 1), torch.cat(
+        [scale for _, scale in rounded], 1
+    ).t().contiguous()
 
 
 def _round_four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,9 +56,7 @@ class Layout:
             sites = (_TIME if is_time else _CHANNEL) if self._remembers else ()
             return MixState(shift, wkv, {site: next(parts) for site in sites})
 
-        blocks = tuple(
-            BlockState(mix(self._is_time(layer)), mix(False), {}) for layer in range(self._config.n_layer)
-        )
+        blocks = tuple(BlockState(mix(self._is_time(layer)), mix(False), {}) for layer in range(self._config.n_layer))
         return State(blocks, {"head_neuron": next(parts)} if self._remembers else {})
 
     def rows(self, state: State) -> Tensor:

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from .. import checkpoint
 from ..errors import UsageError, UserError
+from ..model import SpikeGPT
 from ..tokenizer import Tokenizer, load_tokenizer
 from .integers import IntegerModel, check_event_driven
 
@@ -71,13 +72,23 @@ def read(directory: Path) -> tuple[IntegerModel, Tokenizer]:
             metadata = file.metadata() or {}
             if metadata.get("packed") != str(VERSION):
                 found = metadata.get("packed", "none")
-                raise UserError(f"{path} has layout version {found}, this spikegpt reads {VERSION}: pack the model again")
+                raise UserError(
+                    f"{path} has layout version {found}, this spikegpt reads {VERSION}: pack the model again"
+                )
             arrays: dict[str, np.ndarray] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or not a packed model ({error}); get it or pack it again") from None
     if metadata.get("sha256") != _digest(arrays):
         raise UserError(f"{path} is damaged: its checksum does not match; get it or pack it again")
     return IntegerModel(config, int(metadata["bits"]), arrays), tokenizer
+
+
+def unpack(directory: Path) -> SpikeGPT:
+    """The float model with a packed model's weights, its tokenizer in `model.tokenizer`."""
+    packed, tokenizer = read(directory)
+    model = packed.dequantise()
+    model.tokenizer = tokenizer
+    return model
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

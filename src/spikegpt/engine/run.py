@@ -27,11 +27,14 @@ from .layout import Layout
 from .pack import is_packed, read
 
 try:
-    from . import _engine
+    import spikegpt.engine._engine as _engine
 except ImportError as error:  # no compiler where this was installed
-    _engine, MISSING = None, str(error)
+    _engine: Any = None
+    _missing = str(error)
 else:
-    MISSING = None
+    _missing = None
+
+MISSING = _missing
 """Why the engine cannot be used, or None."""
 
 
@@ -135,6 +138,13 @@ class EventModel:
     def stream(self, state: State | None = None) -> Stream:
         """One text read token by token from `state` on: the fastest way to generate."""
         return Stream(self._engine, self._layout, self._rows(state, 1), self.config.vocab_size)
+
+    def read(self, ids: Sequence[int], state: State | None = None) -> State:
+        """The state after reading one text's tokens, of which no logits are wanted."""
+        stream = self.stream(state)
+        if len(ids):
+            stream.read(ids)
+        return stream.state()
 
     def set_dense(self, dense: bool) -> None:
         """Read every weight from now on, as an engine without events would, or only those of active inputs."""

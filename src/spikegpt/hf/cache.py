@@ -17,9 +17,6 @@ class StateCache(Cache):
     >>> model(next_ids, past_key_values=out.past_key_values)
     """
 
-    is_compileable = False
-    is_croppable = False
-
     def __init__(self, state: State | None = None) -> None:
         super().__init__(layers=[])
         self.state = state
@@ -39,6 +36,16 @@ class StateCache(Cache):
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """-1: there is no limit."""
         return -1
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: rows may leave a batch as they end."""
+        return False
+
+    @property
+    def is_croppable(self) -> bool:
+        """False: a recurrent state cannot be taken back."""
+        return False
 
     @property
     def batch_size(self) -> int:

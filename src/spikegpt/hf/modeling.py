@@ -18,7 +18,7 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
     SequenceClassifierOutput,
 )
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from .. import hub
 from ..errors import UsageError, UserError
@@ -33,23 +33,23 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class SpikeGPTPreTrainedModel(PreTrainedModel):
-    """Holds the `SpikeGPT` and speaks the published names: files have `emb.weight` where modules have `spikegpt.emb`."""
+    """Holds the `SpikeGPT` and speaks the published names: files have `emb.weight`, modules `spikegpt.emb.weight`."""
 
     config: SpikeGPTConfig
     config_class = SpikeGPTConfig
     base_model_prefix = "spikegpt"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # noqa: RUF012
     _is_stateful = True
     # In half precision only the matrices and the embedding are: sums over time and thresholds need all their digits.
-    _keep_in_fp32_modules_strict = ("ln", "time_", "threshold", "unit", "leak_logit", "score")
+    _keep_in_fp32_modules_strict = ["ln", "time_", "threshold", "unit", "leak_logit", "score"]  # noqa: RUF012
 
     def __init__(self, config: SpikeGPTConfig) -> None:
         super().__init__(config)
         self.spikegpt = SpikeGPT(config.model_config())
         if not self.spikegpt.emb.weight.is_meta:
             for module in self.spikegpt.modules():
-                module._is_hf_initialized = True  # by SpikeGPT itself, pyright: ignore[reportArgumentType]
+                module._is_hf_initialized = True  # pyright: ignore[reportArgumentType]: a mark of `transformers`
         self.register_load_state_dict_pre_hook(_to_module_names)
 
     def read(
@@ -58,7 +58,7 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
         """Run `reader` over ids [B, T] from the cache's state, leaving out what mask [B, >= T] hides."""
         cache = StateCache() if cache is None else cache
         if not isinstance(cache, StateCache):
-            raise UsageError(f"past_key_values must be a StateCache, as this model returns it, not {type(cache).__name__}")
+            raise UsageError(f"past_key_values must be the StateCache of an earlier call, not {type(cache).__name__}")
         if cache.state is not None and cache.batch_size != len(ids):
             raise UsageError(f"past_key_values holds {cache.batch_size} rows, input_ids has {len(ids)}")
         state = self.spikegpt.init_state(len(ids)) if cache.state is None else cache.state
@@ -86,7 +86,7 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
         return self.spikegpt.emb
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fill what a file did not: a new classifier, resized vocabularies, counters. Anything else means a damaged file."""
+        """Fill what a file did not: a new classifier, a resized vocabulary, counters. To lack more means damage."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             super()._init_weights(module)
         elif missing := [name for name, tensor in _saved(module) if not getattr(tensor, "_is_hf_initialized", False)]:
@@ -95,7 +95,7 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
         if isinstance(module, EventNeuron):
             module.events_seen.zero_()
 
-    def save_pretrained(
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
@@ -103,7 +103,7 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """As everywhere in `transformers`, under the published names, with the loader and a model card beside the weights."""
+        """As everywhere in `transformers`, but under the published names, with the loader and a model card."""
         state_dict = self.state_dict() if state_dict is None else state_dict
         published = {name.removeprefix(_PREFIX): tensor for name, tensor in state_dict.items()}
         self.config.auto_map = hub.AUTO_MAP
@@ -159,7 +159,7 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """input_ids [B, T] to logits [B, T, V]; labels [B, T] (the ids themselves, -100 is left out) add a loss in nats."""
+        """input_ids [B, T] to logits [B, T, V]; labels [B, T] (the ids themselves; -100 is left out) add the loss."""
         core = self.spikegpt
         keep = self._keeps_state(use_cache, labels)
         # Where the head's neuron remembers, it must see every token; else the head may read the wanted columns alone.

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 from ..tokenizer import END_TOKENS
 
 
-class _SpecialTokens:
+class _SpecialTokens(PreTrainedTokenizerFast):
     """Names the end-of-text token, and lets vocabularies without a token to spare be padded.
 
-    A separate class, for `transformers` rebuilds the tokenizer from its vocabulary where a class has its own `__init__`.
+    A separate class, for `transformers` rebuilds a tokenizer from its vocabulary where the class has its own `__init__`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -30,7 +30,7 @@ class _SpecialTokens:
             self.add_special_tokens({"pad_token": pad})
 
 
-class SpikeGPTTokenizer(_SpecialTokens, PreTrainedTokenizerFast):
+class SpikeGPTTokenizer(_SpecialTokens):
     """The same ids as `spikegpt.load_tokenizer` gives; pads on the left, as generation needs."""
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012

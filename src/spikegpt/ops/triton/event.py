@@ -9,18 +9,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, register, saved_states, scan_grid
+from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, part, register, saved_states, scan_grid
 
 ROWS, WIDTH = 8, 128
 """Tokens and channels a program takes where there is no membrane."""
 
 
-@triton.jit
+@part
 def _size(h, SIGNED: tl.constexpr):
     return tl.abs(h) if SIGNED else h
 
 
-@triton.jit
+@part
 def _count(h, threshold, unit, levels, SIGNED: tl.constexpr):
     over = _size(h, SIGNED) - threshold
     steps = tl.ceil(tl.div_rn(tl.where(over < 0.0, 0.0, over), unit))  # NaN stays NaN
@@ -28,7 +28,7 @@ def _count(h, threshold, unit, levels, SIGNED: tl.constexpr):
     return tl.where(h < 0.0, -n, n) if SIGNED else n
 
 
-@triton.jit
+@part
 def _slope(h, threshold, unit, levels, window, SIGNED: tl.constexpr):
     """dn/dh."""
     size, margin = _size(h, SIGNED), threshold * window
@@ -36,14 +36,14 @@ def _slope(h, threshold, unit, levels, window, SIGNED: tl.constexpr):
     return tl.where(passes, 1.0 / unit, 0.0)
 
 
-@triton.jit
+@part
 def _after(h, n, unit, HARD: tl.constexpr):
     return tl.where(n == 0.0, h, 0.0) if HARD else h - n * unit
 
 
 @triton.jit
 def _forward_kernel(
-    x_p, threshold_p, unit_p, leak_p, membrane_p, events_p, membrane_out_p, saved_p, levels, time, channels,
+    x_p, threshold_p, unit_p, leak_p, membrane_p, events_p, membrane_out_p, saved_p, levels, time, channels: tl.constexpr,
     SIGNED: tl.constexpr, HARD: tl.constexpr, SAVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -83,7 +83,7 @@ def _forward_kernel(
     tl.store(membrane_out_p + batch * channels + c, membrane, mask=mask)
 
 
-@triton.jit
+@part
 def _step_back(
     h, grad_events, grad, threshold, unit, levels, window, SIGNED: tl.constexpr, HARD: tl.constexpr
 ):  # fmt: skip
@@ -96,7 +96,7 @@ def _step_back(
 @triton.jit
 def _backward_kernel(
     x_p, threshold_p, unit_p, leak_p, saved_p, grad_events_p, grad_out_p, grad_x_p, grad_leak_p, grad_membrane_p,
-    levels, window, time, channels,
+    levels, window, time, channels: tl.constexpr,
     SIGNED: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -151,7 +151,7 @@ def _backward_kernel(
     tl.store(grad_leak_p + batch * channels + c, grad_leak, mask=mask)
 
 
-@triton.jit
+@part
 def _tile(rows, channels, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Offsets and mask of a program's tokens and channels, and the channels alone."""
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)

@@ -9,6 +9,7 @@ where a block is walked again from there.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,14 @@ CHUNK = 16
 """Tokens between two saved states, and tokens loaded ahead."""
 BLOCK = 32
 """Channels a program of a scan walks: one per thread of its only warp, since B C / 32 warps must fill the GPU."""
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether kernels run in Triton's interpreter, on tensors of the CPU; Triton reads it when it is imported."""
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """A function that kernels call. The interpreter takes milliseconds to enter a `triton.jit` one, so there it is plain."""
+    return function if INTERPRETED else triton.jit(function)
 
 
 def register(name: str, run: Callable[..., Any], empty: Callable[..., Any]) -> Any:
@@ -66,7 +75,7 @@ def given(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad
 
 
-@triton.jit
+@part
 def load_tokens(pointer, channels, mask, count: tl.constexpr):
     """`count` tokens, `channels` apart, each [BLOCK] in float32."""
     values = ()

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, register, saved_states, scan_grid
+from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, part, register, saved_states, scan_grid
 
 
-@triton.jit
+@part
 def _over_tau(x, tau, EXACT: tl.constexpr):
     """x / tau rounded once; a multiplication where tau is a power of two."""
     return x * (1.0 / tau) if EXACT else tl.div_rn(x, tau + tl.zeros_like(x))
@@ -24,7 +24,7 @@ def _over_tau(x, tau, EXACT: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    x_p, residual_p, membrane_p, y_p, membrane_out_p, saved_p, tau, threshold, time, channels,
+    x_p, residual_p, membrane_p, y_p, membrane_out_p, saved_p, tau, threshold, time, channels: tl.constexpr,
     ADDED: tl.constexpr, SAVE: tl.constexpr, EXACT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -73,7 +73,7 @@ def _forward_kernel(
     tl.store(membrane_out_p + batch * channels + c, membrane, mask=mask)
 
 
-@triton.jit
+@part
 def _step_back(charged, grad_spikes, grad, tau, threshold, alpha, EXACT: tl.constexpr):
     """Gradients of x and of the membrane before a token, from that of the membrane after it."""
     z = 1.5707963267948966 * alpha * (charged - threshold)
@@ -86,7 +86,7 @@ def _step_back(charged, grad_spikes, grad, tau, threshold, alpha, EXACT: tl.cons
 
 @triton.jit
 def _backward_kernel(
-    x_p, saved_p, grad_y_p, grad_out_p, grad_x_p, grad_membrane_p, tau, threshold, alpha, time, channels,
+    x_p, saved_p, grad_y_p, grad_out_p, grad_x_p, grad_membrane_p, tau, threshold, alpha, time, channels: tl.constexpr,
     EXACT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

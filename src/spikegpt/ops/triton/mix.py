@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import is_direct, launch, register
+from .launch import is_direct, launch, part, register
 
 ROWS, WIDTH = 16, 128
 """Tokens and channels a program takes."""
@@ -17,7 +17,7 @@ FLAT = 1024
 """Values a program takes where a tensor has no shape that matters."""
 
 
-@triton.jit
+@part
 def _place(time, channels, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """A program's tokens [ROWS, 1], channels [1, WIDTH] and their offsets; the sequence, and its number of programs."""
     parts = tl.cdiv(time, ROWS)
@@ -27,7 +27,7 @@ def _place(time, channels, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     return t, c, (batch * time + t) * channels + c, batch
 
 
-@triton.jit
+@part
 def _before(x_p, last_p, at, t, c, batch, time, channels):
     """Each token's predecessor: `last` for the first."""
     inside = (t < time) & (c < channels)
@@ -36,7 +36,7 @@ def _before(x_p, last_p, at, t, c, batch, time, channels):
     return earlier + last
 
 
-@triton.jit
+@part
 def _mixed(x, before, mix):
     """lerp(before, x, mix), in the order that leaves x exact at mix = 1 and `before` at 0, as torch rounds it."""
     return tl.where(tl.abs(mix) < 0.5, before + mix * (x - before), x - (x - before) * (1.0 - mix))

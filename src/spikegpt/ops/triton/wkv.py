@@ -9,35 +9,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, register, saved_states, scan_grid
+from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, part, register, saved_states, scan_grid
 
 
-@triton.jit
+@part
 def _weigh(difference):
     """Weights e^(a - m), e^(b - m) with m = max(a, b), given a - b: one of them is e^0."""
     other = tl.exp(-tl.abs(difference))
     return tl.where(difference < 0, other, 1.0), tl.where(difference < 0, 1.0, other)
 
 
-@triton.jit
+@part
 def _average(n, d, e, first, k, v):
     past, now = _weigh(e - (first + k))
     return (past * n + now * v) / (past * d + now)
 
 
-@triton.jit
+@part
 def _update(n, d, e, decay, k, v):
     faded = e + decay
     past, now = _weigh(faded - k)
     return past * n + now * v, past * d + now, tl.maximum(faded, k, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit
+@part
 def _gated(y, gate):
     return y / (1.0 + tl.exp(-gate))
 
 
-@triton.jit
+@part
 def _put_state(pointer, channels, mask, n, d, e):
     tl.store(pointer, n, mask=mask)
     tl.store(pointer + channels, d, mask=mask)
@@ -46,7 +46,7 @@ def _put_state(pointer, channels, mask, n, d, e):
 
 @triton.jit
 def _forward_kernel(
-    decay_p, first_p, k_p, v_p, gate_p, state_p, y_p, state_out_p, saved_p, time, channels,
+    decay_p, first_p, k_p, v_p, gate_p, state_p, y_p, state_out_p, saved_p, time, channels: tl.constexpr,
     GATED: tl.constexpr, SAVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -94,7 +94,7 @@ def _forward_kernel(
     _put_state(state_out_p, channels, mask, n, d, e)
 
 
-@triton.jit
+@part
 def _step_back(n, d, e, decay, first, k, v, grad_y, gn, gd, ge):
     """Gradients of k, v, first, decay and of the state before a token, from that of the state after it.
 
@@ -115,7 +115,7 @@ def _step_back(n, d, e, decay, first, k, v, grad_y, gn, gd, ge):
     return grad_k, grad_v, grad_first, grad_decay, out_past * g + past * gn, past * gd - out_past * g * y, excess, y
 
 
-@triton.jit
+@part
 def _step_back_gated(n, d, e, decay, first, k, v, gate, grad_out, gn, gd, ge, GATED: tl.constexpr):
     """`_step_back`, through the gate too: its gradient comes last."""
     open_ = 1.0
@@ -128,7 +128,7 @@ def _step_back_gated(n, d, e, decay, first, k, v, gate, grad_out, gn, gd, ge, GA
 @triton.jit
 def _backward_kernel(
     decay_p, first_p, k_p, v_p, gate_p, state_p, state_out_p, saved_p, grad_y_p, grad_out_p,
-    grad_decay_p, grad_first_p, grad_k_p, grad_v_p, grad_gate_p, grad_state_p, time, channels,
+    grad_decay_p, grad_first_p, grad_k_p, grad_v_p, grad_gate_p, grad_state_p, time, channels: tl.constexpr,
     GATED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

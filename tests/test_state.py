@@ -1,0 +1,102 @@
+"""What the model remembers can be read and written by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_model
+
+from spikegpt.config import EventConfig, ModelConfig
+from spikegpt.errors import UserError
+from spikegpt.model import SpikeGPT
+from spikegpt.state import State
+
+IDS = torch.tensor([list(b"It was"), list(b"a dark")])
+
+
+@torch.no_grad()
+def after(model: SpikeGPT) -> State:
+    return model(IDS)[1]
+
+
+@pytest.mark.parametrize("spikes", ["after", "none", "before"])
+def test_names(spikes: str) -> None:
+    names = set(after(make_model(spikes)).named())
+    plain = {f"blocks.{i}.{part}" for i in range(2) for part in ("att.shift", "att.wkv", "ffn.shift")}
+    lifs = {f"blocks.{i}.{lif}" for i in range(2) for lif in ("lif1", "lif2")}
+    assert names == (plain | lifs if spikes == "after" else plain)
+
+
+def test_names_of_neurons_in_front_of_matrices() -> None:
+    config = ModelConfig(n_layer=1, n_embd=8, spikes="before", event=EventConfig(leak=0.5))
+    named = SpikeGPT(config).init_state(3).named()
+    sites = {"att": ("key", "value", "receptance", "output"), "ffn": ("key", "receptance", "value")}
+    membranes = {f"blocks.0.{part}.neurons.{site}" for part, names in sites.items() for site in names}
+    assert {name for name in named if "neuron" in name} == membranes | {"head_neuron"}
+    assert named["blocks.0.ffn.neurons.value"].shape == (3, 32)
+
+
+@torch.no_grad()
+def test_a_membrane_written_decides_who_fires() -> None:
+    model = make_model()
+    state = after(model)
+    fired = {}
+    for value in (-100.0, 100.0):
+        written = state.replace({"blocks.1.lif2": torch.full_like(state.named()["blocks.1.lif2"], value)})
+        handle = model.blocks[1].lif2.register_forward_hook(
+            lambda module, inputs, output, value=value: fired.__setitem__(value, output[0].mean().item())
+        )
+        model(IDS[:, :1], written)
+        handle.remove()
+    assert fired == {-100.0: 0.0, 100.0: 1.0}
+
+
+def test_writing_leaves_the_old_state_alone() -> None:
+    state = after(make_model())
+    before = state.named()["blocks.0.att.wkv"].clone()
+    new = state.replace({"blocks.0.att.wkv": torch.zeros_like(before)})
+    assert torch.equal(state.named()["blocks.0.att.wkv"], before)
+    assert not new.named()["blocks.0.att.wkv"].any()
+    assert all(new.named()[name] is tensor for name, tensor in state.named().items() if name != "blocks.0.att.wkv")
+
+
+@torch.no_grad()
+def test_a_state_from_names_goes_on_as_the_original() -> None:
+    model = make_model()
+    state = after(model)
+    again = State.from_named({name: tensor.clone() for name, tensor in state.named().items()})
+    assert torch.equal(model(IDS, again)[0], model(IDS, state)[0])
+
+
+def test_a_wrong_name_or_shape_is_refused() -> None:
+    state = after(make_model())
+    with pytest.raises(UserError, match=r"no 'blocks\.7\.lif1'; it has blocks\.0\.att\.shift"):
+        state.replace({"blocks.7.lif1": torch.zeros(2, 32)})
+    with pytest.raises(UserError, match=r"blocks\.0\.lif1 is \[2, 32\], not \[1, 32\]"):
+        state.replace({"blocks.0.lif1": torch.zeros(1, 32)})
+
+
+def test_saved_and_read_back(tmp_path: Path) -> None:
+    state = after(make_model())
+    state.save(tmp_path / "state.safetensors")
+    read = State.load(tmp_path / "state.safetensors").named()
+    assert read.keys() == state.named().keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.named().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x00" * 100])
+def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state").write_bytes(content)
+    with pytest.raises(UserError, match="is not a saved state"):
+        State.load(tmp_path / "state")
+
+
+def test_rows_are_taken_and_put_together() -> None:
+    state = after(make_model())
+    rows = [state.index([0]), state.index([1])]
+    assert [row.batch_size for row in rows] == [1, 1]
+    together = State.stack(rows).named()
+    assert all(torch.equal(together[name], tensor) for name, tensor in state.named().items())
