@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.table import alone, median, options, read_rate, report, seconds
+from benchmarks.table import alone, make_parser, median, read_rate, report, seconds
 from spikegpt import ops
 from spikegpt.config import ModelConfig, preset
 from spikegpt.model import Linear, SpikeGPT
@@ -45,7 +45,7 @@ def torch_products() -> Iterator[None]:
 
 
 @torch.inference_mode()
-def measure(name: str, config: ModelConfig, repeats: int) -> list[dict[str, Any]]:
+def measure(name: str, config: ModelConfig, repeats: int, megabytes: int) -> list[dict[str, Any]]:
     """The rows of one model: with our products and with PyTorch's, whole and bare."""
     model = SpikeGPT(config).eval()
     size = 4 * model.matrix_parameters()
@@ -54,7 +54,9 @@ def measure(name: str, config: ModelConfig, repeats: int) -> list[dict[str, Any]
     for products, chosen in (("ours", contextlib.nullcontext), ("F.linear", torch_products)):
         for way, step in ways.items():
             with chosen():
-                before, taken, after = read_rate(), median(seconds(step, repeats)), read_rate()
+                before = read_rate(megabytes)
+                taken = median(seconds(step, repeats))
+                after = read_rate(megabytes)
             ceiling = max(before, after)
             rows.append({
                 "shape": name, "what": way, "products": products, "tokens/s": 1 / taken, "ms a token": 1e3 * taken,
@@ -65,11 +67,12 @@ def measure(name: str, config: ModelConfig, repeats: int) -> list[dict[str, Any]
 
 
 def main() -> None:
-    given = options(__doc__).parse_args()
+    given = make_parser(__doc__).parse_args()
     shapes = {"18 x 768, V = 50277": preset("216m"), "12 x 512, V = 256": preset("46m")}
     if given.quick:
         shapes = {"tiny": preset("tiny")}
-    rows = [row for name, config in shapes.items() for row in alone(measure, name, config, 3 if given.quick else 30)]
+    effort = (3, 16) if given.quick else (30, 512)
+    rows = [row for name, config in shapes.items() for row in alone(measure, name, config, *effort)]
     report("Decoding in float32, batch 1", rows, given.json, note="Goal: 65% of the read at 18 x 768.")
 
 

@@ -6,7 +6,6 @@ its own, times beside that of reading the file, memory beside the file's size.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.table import report
+from benchmarks.table import make_parser, report
 from spikegpt.config import PRESETS, ModelConfig, preset
 from spikegpt.convert.layout import shapes
 
@@ -53,11 +52,12 @@ def step(setup: str, body: str, folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json")
+    parser = make_parser(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="216m")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     options = parser.parse_args()
+    if options.quick:
+        options.preset = "tiny"
     config = preset(options.preset)
     load = "import torch\nfrom spikegpt.checkpoint import load_model\nimport spikegpt.generation"
     steps = {

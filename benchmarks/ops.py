@@ -1,14 +1,13 @@
 """The operators against plain PyTorch, forward and forward + backward, in one run.
 
 python -m benchmarks.ops [--json FILE] [--batch 8] [--time 1024] [--channels 512]: milliseconds, and how many times
-longer the reference backend takes, and the textbook loop `for t in range(T): y[t], state = step(x[:, t], state)`, whose
-backward pass fills a whole tensor for each token (as spikingjelly's multi-step neurons do). Both backends are checked to
-agree first: no speed is reported for a wrong result.
+longer the reference backend takes. For lif also the textbook loop `for t: y[t], state = step(x[:, t], state)`, whose
+backward pass fills a whole tensor for each token (as spikingjelly's multi-step neurons do). Both backends are checked
+to agree first: no speed is reported for a wrong result.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.table import report
+from benchmarks.table import make_parser, report
 from spikegpt import ops
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
@@ -93,7 +92,7 @@ def row(operator: Operator, inputs: list[Tensor]) -> dict[str, Any]:
     """What one operator takes, and how many times longer the others do."""
     check(operator, inputs)
     forward, both = measure(lambda x: whole(operator, x, "native"), inputs, 11)
-    reference_forward, reference_both = measure(lambda x: whole(operator, x, "reference"), inputs, 2)
+    reference_forward, reference_both = measure(lambda x: whole(operator, x, "reference"), inputs, 1)
     figures = {
         "operator": operator.__name__,
         "forward, ms": forward,
@@ -101,20 +100,19 @@ def row(operator: Operator, inputs: list[Tensor]) -> dict[str, Any]:
         "reference / native: forward": reference_forward / forward,
         "fwd + bwd": reference_both / both,
     }
-    if operator is not memoryless_event:
+    if operator is lif:
         loop_forward, loop_both = measure(lambda x: stepped(operator, x, "reference"), inputs, 1)
         figures |= {"loop / native: forward": loop_forward / forward, "loop: fwd + bwd": loop_both / both}
     return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", metavar="FILE")
+    parser = make_parser(__doc__)
     for name, default in (("batch", 8), ("time", 1024), ("channels", 512)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     torch.manual_seed(0)
-    shape = given.batch, given.time, given.channels
+    shape = (2, 64, 32) if given.quick else (given.batch, given.time, given.channels)
     rows = [row(operator, inputs) for operator, inputs in cases(*shape)]
     report(f"Operators at {list(shape)}, {torch.get_num_threads()} threads", rows, given.json)
 

@@ -7,7 +7,6 @@ checks that ours is the trained function.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.table import report
+from benchmarks.table import make_parser, report
 from spikegpt.checkpoint import load_model
 from spikegpt.config import ModelConfig, TrainConfig
 from spikegpt.model import SpikeGPT
@@ -106,13 +105,14 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json")
+    parser = make_parser(__doc__)
     parser.add_argument("--model", type=Path, nargs="*", default=[])
     parser.add_argument("--layers", type=int, nargs="*", default=[8])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--text", type=Path, default=SHARED / "data" / "tinyshakespeare" / "input.txt")
     options = parser.parse_args()
+    if options.quick:
+        options.layers, options.steps = [7], 2
     text = options.text.read_text(encoding="utf-8")
     cut = int(len(text) * 0.95)
     table = [row for name in GOLDEN if (SHARED / "golden").is_dir() for row in rows(name, *golden(name))]

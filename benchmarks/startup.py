@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import median, options, report
+from benchmarks.table import make_parser, median, report
 
 SPIKEGPT = [sys.executable, "-m", "spikegpt"]
 GOALS = "Goals: the whole help within 0.3 s, the first token within 3 s."
@@ -53,14 +53,13 @@ def waits(command: list[str]) -> tuple[float, float]:
 
 
 def row(name: str, command: list[str], runs: int) -> dict[str, Any]:
-    """Medians over some runs of a command, after one that brings its files into memory."""
-    waits(command)
+    """Medians over some runs of a command."""
     firsts, wholes = zip(*(waits(command) for _ in range(runs)), strict=True)
     return {"what": name, "first output, s": median(sorted(firsts)), "whole, s": median(sorted(wholes))}
 
 
 def main() -> None:
-    given = options(__doc__).parse_args()
+    given = make_parser(__doc__).parse_args()
     with a_model() as model:
         commands = {
             "python": [sys.executable, "-c", ""],

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.table import alone, median, options, peak_memory, report, seconds
+from benchmarks.table import alone, make_parser, median, peak_memory, report, seconds
 from spikegpt.config import ModelConfig
 from spikegpt.generation import prefill
 from spikegpt.model import SpikeGPT
@@ -61,7 +61,7 @@ def against_first(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--spikes", choices=("after", "none", "before"), default="after")
     given = parser.parse_args()
     shape = {"n_layer": 2, "n_embd": 32} if given.quick else {"n_layer": 6, "n_embd": 256}

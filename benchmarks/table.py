@@ -24,7 +24,7 @@ from rich.table import Table
 Result = TypeVar("Result")
 
 
-def options(doc: str | None) -> argparse.ArgumentParser:
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
     """The options of every benchmark."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file too")
@@ -80,12 +80,15 @@ def alone(function: Callable[..., Result], *args: Any) -> Result:
 def report(title: str, rows: list[dict[str, Any]], json_file: str | None = None, *, note: str = "") -> None:
     """Print the rows as a table, `note` below; with a file, write them there as JSON too, with where they are from."""
     columns = columns_of(rows)
-    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column == columns[0] else "right")
     for row in rows:
         table.add_row(*(text(row.get(column, "")) for column in columns))
-    Console(width=max(80, 20 * len(columns))).print(table)
+    console = Console(width=max(80, 20 * len(columns)))
+    console.print(table)
+    if note:
+        console.print(f"{note}\n", markup=False, highlight=False)
     if json_file:
         facts = {"title": title, "note": note, "command": _command(), "date": date.today().isoformat(), **machine()}
         Path(json_file).write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.table import alone, matrix_rate, median, options, peak_memory, report, seconds
+from benchmarks.table import alone, make_parser, matrix_rate, median, peak_memory, report, seconds
 from spikegpt.config import ModelConfig, TrainConfig
 from spikegpt.loss import loss_fn
 from spikegpt.model import SpikeGPT
@@ -90,7 +90,7 @@ def wkv_share(step: Callable[[], None]) -> float:
 
 def measure(name: str, precision: str, given: argparse.Namespace) -> dict[str, Any]:
     """One row."""
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # transformers says at length that its RWKV has no kernel for a CPU
     model, parameters = make_model(name, given.layers, given.channels, given.length)
     step = make_step(model.train(), given.batch, given.length, precision)
     cube = 256 if given.quick else 2048
@@ -110,14 +110,14 @@ def measure(name: str, precision: str, given: argparse.Namespace) -> dict[str, A
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--precisions", nargs="+", choices=("no", "bf16"), default=["no", "bf16"])
     for name, default in (("layers", 12), ("channels", 512), ("length", 1024), ("batch", 2), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     if given.quick:
-        given.layers, given.channels, given.length, given.repeats = 1, 64, 32, 1
+        given.layers, given.channels, given.length, given.repeats = 2, 64, 32, 1
     models = given.models
     if find_spec("transformers") is None:
         models = [name for name in models if name not in ("llama", "rwkv")]

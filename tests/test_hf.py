@@ -211,7 +211,7 @@ def hub_directory(tmp_path) -> Path:
     text = "a text to learn from, a text to learn"
     tokenizer = train_bpe([text], 260)
     save_model(tmp_path / "model", make(ModelConfig(n_layer=1, n_embd=32, vocab_size=tokenizer.vocab_size)), tokenizer)
-    hub.add_files(tmp_path / "model", eos_id=tokenizer.eos_id)
+    hub.add_files(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -349,6 +349,18 @@ def test_a_new_model_begins_as_the_projects_own(tmp_path):
         torch.testing.assert_close(model.spikegpt.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
     with pytest.raises(UsageError, match="n_layer"):
         SpikeGPTConfig(n_layer=0)
+
+
+def test_a_resized_vocabulary_is_one_of_both_programs(canonical, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(canonical)
+    ids = torch.randint(256, (1, 6))
+    before = model(ids).logits
+    model.resize_token_embeddings(260, mean_resizing=False)
+    torch.testing.assert_close(model(ids).logits[..., :256], before)
+    assert model(torch.tensor([[259]])).logits.shape == (1, 1, 260)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(canonical).save_pretrained(tmp_path)
+    assert load_model(tmp_path).config == model.spikegpt.config == model.config.model_config()
 
 
 def test_a_file_that_lacks_weights_is_refused(canonical, tmp_path):

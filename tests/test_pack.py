@@ -169,11 +169,16 @@ def test_load_takes_packed_directories(saved: Path) -> None:
 
 @pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
 def test_the_command_line_packs_and_generates(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pack", str(saved)]) == 0
-    assert capsys.readouterr().out.strip() == str(saved.with_name("model-8bit"))
-    assert main(["generate", "-m", str(saved.with_name("model-8bit")), "--seed", "1", "-n", "8", "Once"]) == 0
-    written = capsys.readouterr().out
-    assert main(["generate", "-m", str(saved), "--engine", "event", "--seed", "1", "-n", "8", "Once"]) == 0
-    assert capsys.readouterr().out == written
-    assert main(["pack", str(saved)]) == 2
-    assert "already exists" in capsys.readouterr().err
+    def call(*args: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(arg) for arg in args])
+        return stopped.value.code, *capsys.readouterr()
+
+    out = saved.with_name("model-8bit")
+    assert call("pack", saved)[:2] == (0, f"{out}\n")
+    settings = ["--seed", 1, "-n", 8, "Once"]
+    code, written, _ = call("generate", "-m", out, *settings)
+    assert code == 0 and written
+    assert call("generate", "-m", saved, "--engine", "event", *settings)[1] == written
+    code, _, error = call("pack", saved)
+    assert code == 2 and "already exists" in error

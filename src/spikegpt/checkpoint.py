@@ -142,25 +142,30 @@ def load_weights(model: SpikeGPT, path: Path, *, device: torch.device | str = "c
 
 
 def save_model(
-    directory: PathLike, model: SpikeGPT, tokenizer: Tokenizer | None = None, *, force: bool = False
+    directory: PathLike,
+    model: SpikeGPT,
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    force: bool = False,
 ) -> None:
     """Write a model directory as a whole; one that exists is replaced only with `force`, and only if it is a model.
 
-    `tokenizer` is by default the model's own. UsageError: there is none, or the directory must not be replaced.
+    `tokenizer` is by default the model's own; `dtype` is what weights are rounded to. UsageError: there is none, or the directory must not be replaced.
     """
     directory = Path(directory)
     tokenizer = tokenizer or model.tokenizer
     if tokenizer is None:
         raise UsageError("the model has no tokenizer to save with it; pass one")
     check_replaceable(directory, force)
-    write_directory(directory, lambda inside: write_model(inside, model, tokenizer))
+    write_directory(directory, lambda inside: write_model(inside, model, tokenizer, dtype))
 
 
-def write_model(directory: Path, model: SpikeGPT, tokenizer: Tokenizer) -> None:
+def write_model(directory: Path, model: SpikeGPT, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
     """Put the three files of a model into an existing directory."""
     tokenizer.save(directory)
     write_json(directory / CONFIG, describe(model.config))
-    write_tensors(directory / WEIGHTS, model.state_dict())
+    write_tensors(directory / WEIGHTS, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
@@ -249,7 +254,10 @@ def remove_leftovers(directory: Path, name: str = "*") -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file of copies on the CPU."""
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)  # safetensors makes files that nobody else may read
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .tokenizer import load_tokenizer
 
 CODE = "modeling_spikegpt.py"
 CARD = "README.md"
@@ -66,10 +67,10 @@ _NEURONS = {
 }
 
 
-def add_files(directory: str | os.PathLike[str], *, eos_id: int | None = None) -> None:
+def add_files(directory: str | os.PathLike[str]) -> None:
     """Turn a saved model directory into one for the hub. A card that is there is kept; each file appears whole.
 
-    `eos_id` is the token at which `generate` stops. Raises UserError where `config.json` cannot be read.
+    Raises UserError where it is no model directory.
     """
     directory = Path(directory)
     path = directory / "config.json"
@@ -77,6 +78,7 @@ def add_files(directory: str | os.PathLike[str], *, eos_id: int | None = None) -
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is not a model directory: {path.name} cannot be read ({error})") from None
+    eos_id = load_tokenizer(directory).eos_id
     config.setdefault("architectures", ["SpikeGPTForCausalLM"])
     config["auto_map"] = AUTO_MAP
     add_code(directory, config)

@@ -161,7 +161,7 @@ class SpikeGPTLM(TemplateLM):
         """The continuation of each context up to one of its stop strings."""
         asked: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
-            asked.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+            asked.setdefault(json.dumps(request.args[-1], sort_keys=True), []).append(index)
         results = [""] * len(requests)
         with tqdm(total=len(requests), desc="spikegpt", disable=disable_tqdm) as bar:
             for settings, indices in asked.items():

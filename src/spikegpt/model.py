@@ -38,11 +38,6 @@ class Linear(nn.Linear):
         """Nothing: `initialise` fills every parameter once."""
 
 
-def shift(x: Tensor, last: Tensor) -> Tensor:
-    """x [B, T, C] one token later, beginning with `last` [B, C]."""
-    return torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
-
-
 class Mix(nn.Module):
     """What time mix and channel mix share: matrices, and in an event-driven model a neuron in front of each."""
 
@@ -76,6 +71,10 @@ class Mix(nn.Module):
             new[site] = membrane
         return matrix(events) * neuron.unit
 
+    def input_dtype(self, x: Tensor) -> torch.dtype:
+        """The type to make a matrix's input in: what the product reads, or x's own for a neuron in between."""
+        return x.dtype if self.neurons else ops.matrix_dtype(x)
+
     def init_membranes(self, batch_size: int, like: Tensor) -> dict[str, Tensor]:
         """Membranes at rest."""
         return {
@@ -105,13 +104,14 @@ class TimeMix(Mix):
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
         old, new = state.membranes, {}
-        last = shift(x, state.shift)
-        k = self.project("key", torch.lerp(last, x, self.time_mix_k), old, new)
-        v = self.project("value", torch.lerp(last, x, self.time_mix_v), old, new)
-        r = self.project("receptance", torch.lerp(last, x, self.time_mix_r), old, new)
+        how = {"dtype": self.input_dtype(x), "backend": self.backend}
+        mixes = self.time_mix_k, self.time_mix_v, self.time_mix_r
+        k, v, r = ops.shift_mix(x, state.shift, mixes, **how)
+        k, v = self.project("key", k, old, new), self.project("value", v, old, new)
+        r = self.project("receptance", r, old, new)
         decay = -torch.exp(self.time_decay.float())
-        y, wkv = ops.wkv(decay, self.time_first, k, v, state.wkv, backend=self.backend)
-        y = self.project("output", torch.sigmoid(r) * y, old, new)
+        y, wkv = ops.gated_wkv(decay, self.time_first, k, v, r, state.wkv, **how)
+        y = self.project("output", y, old, new)
         return y, MixState(x[:, -1], wkv, new)
 
 
@@ -124,6 +124,7 @@ class ChannelMix(Mix):
     def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
         channels = config.n_embd
+        self.backend = backend
         self.time_mix_k = nn.Parameter(torch.empty(1, 1, channels))
         self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
         self.key = Linear(channels, config.hidden, backend)
@@ -133,10 +134,10 @@ class ChannelMix(Mix):
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
         old, new = state.membranes, {}
-        last = shift(x, state.shift)
-        k = self.project("key", torch.lerp(last, x, self.time_mix_k), old, new)
-        r = self.project("receptance", torch.lerp(last, x, self.time_mix_r), old, new)
-        v = self.project("value", torch.square(torch.relu(k)), old, new)
+        how = {"dtype": self.input_dtype(x), "backend": self.backend}
+        k, r = ops.shift_mix(x, state.shift, (self.time_mix_k, self.time_mix_r), **how)
+        k, r = self.project("key", k, old, new), self.project("receptance", r, old, new)
+        v = self.project("value", ops.relu_squared(k, **how), old, new)
         return torch.sigmoid(r) * v, MixState(x[:, -1], None, new)
 
 

@@ -35,11 +35,16 @@ def convert(
             show_default="yes for spikegpt",
         ),
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Round a model directory's weights to float16 or bfloat16, into another one.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
 ) -> None:
     """Convert published SpikeGPT and RWKV-4 weights to a model directory, and back."""
     from ..convert import convert as run
     from .show import print_table
 
-    done = run(source, destination, tokenizer=tokenizer, kind=kind, spike_embedding=spike_embedding, force=force)
+    done = run(
+        source, destination, tokenizer=tokenizer, kind=kind, spike_embedding=spike_embedding, dtype=dtype, force=force
+    )
     print_table(done.to_dict())

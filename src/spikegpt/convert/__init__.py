@@ -9,7 +9,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import CONFIG, WEIGHTS, check_replaceable, describe, read_config, write_directory, write_json
+import torch
+
+from ..checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    check_replaceable,
+    describe,
+    load_model,
+    read_config,
+    resolve,
+    save_model,
+    write_directory,
+    write_json,
+)
 from ..config import ModelConfig
 from ..errors import UsageError, UserError
 from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
@@ -21,6 +34,7 @@ __all__ = ["KINDS", "Conversion", "convert"]
 
 KINDS = {"spikegpt": "SpikeGPT", "rwkv4": "RWKV-4"}
 """Who may have trained weights of these names and shapes."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -52,18 +66,20 @@ def convert(
     tokenizer: str | None = None,
     kind: str | None = None,
     spike_embedding: bool | None = None,
+    dtype: str | None = None,
     force: bool = False,
 ) -> Conversion:
     """Convert weights from one form to another; the forms are read off `source` and the name of `destination`.
 
     A `.pth` (SpikeGPT's or RWKV-4's state dict) or an rwkv.cpp file becomes a model directory; a model directory
-    becomes a `.pth` that the reference loads or, of an RWKV-4, an rwkv.cpp file (`.bin`).
+    becomes a `.pth` that the reference loads or, of an RWKV-4, an rwkv.cpp file (`.bin`) or, with `dtype`, another one.
 
     Args:
         tokenizer: "bytes", a `tokenizer.json`, or a character vocabulary in UTF-16 JSON; None: bytes for 256 tokens.
         kind: which of the two trained the weights, for both have the same names and shapes; None: RWKV-4 in rwkv.cpp's
             format or by the name "RWKV-4...", else SpikeGPT.
         spike_embedding: whether the embedding is made binary; None: in a SpikeGPT.
+        dtype: float32, float16 or bfloat16: what the weights of the model directory written are rounded to.
         force: replace a destination that exists.
     """
     source, destination = Path(source), Path(destination)
@@ -74,7 +90,9 @@ def convert(
     if source.is_dir():
         if (tokenizer, kind, spike_embedding) != (None, None, None):
             raise UsageError(f"{source} says itself what its weights are; leave the options about that away")
-        return _export(source, destination, force)
+        return _export(source, destination, dtype, force)
+    if dtype is not None:
+        raise UsageError("weights are rounded from a model directory; convert without --dtype first")
     if kind is not None and kind not in KINDS:
         raise UsageError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
     return _import(source, destination, tokenizer, kind, spike_embedding, force)
@@ -108,10 +126,18 @@ def _import(
     return Conversion(destination, config, assumed)
 
 
-def _export(source: Path, destination: Path, force: bool) -> Conversion:
+def _export(source: Path, destination: Path, dtype: str | None, force: bool) -> Conversion:
+    source = resolve(source)
     config = read_config(source)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        save_model(destination, load_model(source), dtype=DTYPES[dtype], force=force)
+        return Conversion(destination, config)
     if destination.suffix not in (published.SUFFIX, rwkvcpp.SUFFIX):
-        raise UsageError(f"{destination}: name it .pth, or .bin for rwkv.cpp, to say what the model is to become")
+        raise UsageError(
+            f"{destination}: name it .pth, or .bin for rwkv.cpp, to say what the model is to become, or give --dtype"
+        )
     foreign = published if destination.suffix == published.SUFFIX else rwkvcpp
     foreign.check(source, config)
     stored = read_safetensors(source / WEIGHTS)

@@ -6,6 +6,7 @@ B batch, T tokens, V vocabulary. Only the weights of inputs that fire are read.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,12 @@ class EventModel:
     def set_dense(self, dense: bool) -> None:
         """Read every weight from now on, as an engine without events would, or only those of active inputs."""
         self._engine.set_dense(dense)
+
+    def read_weights(self) -> float:
+        """Bytes per second at which these threads read all the weights in order: what the memory can do."""
+        start = time.perf_counter()
+        self._engine.read_weights()
+        return self._engine.weight_bytes / (time.perf_counter() - start)
 
     def meter(self, *, neurons: bool = True) -> EventMeter:
         """A context that counts events; with `neurons` also those of each neuron."""

@@ -6,6 +6,7 @@ B batch, T columns of ids, C channels, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of tokens."""
         return self.spikegpt.emb
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Another vocabulary, as `resize_token_embeddings` makes it."""
+        assert isinstance(value, nn.Embedding)
+        self.spikegpt.emb = value
+        self.spikegpt.config = dataclasses.replace(self.spikegpt.config, vocab_size=value.num_embeddings)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill what a file did not: a new classifier, a resized vocabulary, counters. To lack more means damage."""
@@ -178,6 +185,12 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.spikegpt.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Another vocabulary: its weights, in the model's own kind of matrix."""
+        assert isinstance(new_embeddings, nn.Linear)
+        self.spikegpt.head.weight = new_embeddings.weight
+        self.spikegpt.head.out_features = new_embeddings.out_features
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -208,8 +208,7 @@ def shift_mix(
     """
     batch, _, channels = _dimensions(x)
     _expect("last", last, (batch, channels))
-    kernels, _ = _choose(backend, x, last, *mixes)
-    if kernels is triton:
+    if _on_triton(backend, x, last, *mixes):
         return triton.shift_mix(x, last, torch.stack([mix.flatten() for mix in mixes]), dtype or x.dtype)
     before = torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
     return tuple(torch.lerp(before, x, mix).to(dtype or x.dtype) for mix in mixes)
@@ -217,8 +216,7 @@ def shift_mix(
 
 def relu_squared(x: Tensor, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
     """max(x, 0)^2 in any shape, in `dtype` (None: that of x)."""
-    kernels, _ = _choose(backend, x)
-    if kernels is triton:
+    if _on_triton(backend, x):
         return triton.relu_squared(x, dtype or x.dtype)
     return torch.square(torch.relu(x)).to(dtype or x.dtype)
 
@@ -258,15 +256,22 @@ def _choose(backend: str, *tensors: Tensor) -> tuple[ModuleType, Sequence[Tensor
     for tensor in tensors[1:]:
         if tensor.device != device:
             raise UserError(f"tensors are on {device} and on {tensor.device}; move model, tokens and state to one device")
-    if backend == "triton" or (backend == "auto" and device.type == "cuda"):
-        reason = triton.MISSING or triton.unfit(tensors)
-        if reason is None:
-            return triton, tensors
-        if backend == "triton":
-            raise UserError(f"the Triton operators cannot be used: {reason}")
-        _warn_once(triton.MISSING)
+    if _on_triton(backend, *tensors):
+        return triton, tensors
     wide = _promote(*tensors)
     return _pick(backend, wide), wide
+
+
+def _on_triton(backend: str, *tensors: Tensor) -> bool:
+    """Whether Triton's kernels are to be used; a UserError if they were chosen and cannot be."""
+    if backend != "triton" and (backend != "auto" or tensors[0].device.type != "cuda"):
+        return False
+    reason = triton.MISSING or triton.unfit(tensors)
+    if reason and backend == "triton":
+        raise UserError(f"the Triton operators cannot be used: {reason}")
+    if reason:
+        _warn_once(triton.MISSING)
+    return reason is None
 
 
 def _pick(backend: str, tensors: Sequence[Tensor]) -> ModuleType:

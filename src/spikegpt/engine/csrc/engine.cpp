@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 
 namespace spikegpt::engine {
@@ -265,6 +266,37 @@ void Engine::run(const int64_t *ids, int64_t tokens, float *state, float *logits
         &call);
     if (!only_last) logits += static_cast<int64_t>(now) * model_.vocab;
   }
+}
+
+int64_t Engine::weight_bytes() const {
+  int64_t total = 0;
+  for (const auto &site : sites_) total += static_cast<int64_t>(site->tiles) * site->inputs * site->row_bytes;
+  return total;
+}
+
+uint64_t Engine::read_weights() {
+  struct Call {
+    Engine *engine;
+    std::atomic<uint64_t> sum{0};
+  } call{this};
+  team_.run(
+      [](void *context, int index) {
+        auto &[engine, sum] = *static_cast<Call *>(context);
+        uint64_t partial[8] = {};
+        for (const auto &site : engine->sites_) {
+          const int64_t words = static_cast<int64_t>(site->tiles) * site->inputs * site->row_bytes / 8;
+          const uint64_t *all = reinterpret_cast<const uint64_t *>(site->weights);
+          const int64_t begin = words / 8 * index / engine->model_.threads * 8;
+          const int64_t end = words / 8 * (index + 1) / engine->model_.threads * 8;
+          for (int64_t i = begin; i < end; i += 8)
+            for (int lane = 0; lane < 8; ++lane) partial[lane] += all[i + lane];
+        }
+        uint64_t total = 0;
+        for (uint64_t lane : partial) total += lane;
+        sum.fetch_add(total);
+      },
+      &call);
+  return call.sum;
 }
 
 void Engine::count_neurons(bool on) {

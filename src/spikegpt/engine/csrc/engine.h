@@ -40,6 +40,10 @@ class Engine {
   // ids [tokens], state (changed in place), logits [tokens or, if only the last are wanted, 1][V].
   void run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last);
 
+  // Reads every weight once, in order, with all threads: what the memory can do. Returns their sum, so that it is done.
+  uint64_t read_weights();
+  int64_t weight_bytes() const;
+
   const char *isa() const { return walk_->name; }
   int threads() const { return model_.threads; }
   int vocab() const { return model_.vocab; }

@@ -66,6 +66,12 @@ class Handle {
     engine_->run(ids.data(), static_cast<int64_t>(ids.shape(0)), state.data(), logits.data(), only_last);
   }
 
+  uint64_t read_weights() {
+    nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> one_at_a_time(mutex_);
+    return engine_->read_weights();
+  }
+
   nb::list counts() const {
     nb::list all;
     for (std::size_t i = 0; i < engine_->names().size(); ++i) {
@@ -113,12 +119,14 @@ NB_MODULE(_engine, module) {
            "spike_embedding"_a, "ffn_pre"_a, "threads"_a, "isa"_a = "")
       .def("run", &Handle::run, "ids"_a.noconvert(), "state"_a.noconvert(), "logits"_a.noconvert(), "only_last"_a,
            "Feed tokens; `state` and `logits` are written in place.")
+      .def("read_weights", &Handle::read_weights, "Read every weight once, in order; returns their sum.")
       .def("set_dense", [](Handle &self, bool dense) { self.engine().set_dense(dense); }, "dense"_a,
            "Read every weight, as an engine without events would.")
       .def("count_neurons", [](Handle &self, bool on) { self.engine().count_neurons(on); }, "on"_a,
            "Whether each neuron's events are counted too.")
       .def("reset_counts", [](Handle &self) { self.engine().reset_counts(); }, "Begin counting anew.")
       .def("counts", &Handle::counts, "One row a product, in the order they run.")
+      .def_prop_ro("weight_bytes", [](Handle &self) { return self.engine().weight_bytes(); })
       .def_prop_ro("isa", [](Handle &self) { return self.engine().isa(); })
       .def_prop_ro("threads", [](Handle &self) { return self.engine().threads(); });
 }

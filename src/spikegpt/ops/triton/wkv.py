@@ -9,20 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, part, register, saved_states, scan_grid
+from .launch import (
+    BLOCK, CHUNK, divide, exp, given, is_direct, launch, load_tokens, part, register, saved_states, scan_grid,
+)  # fmt: skip
 
 
 @part
 def _weigh(difference):
     """Weights e^(a - m), e^(b - m) with m = max(a, b), given a - b: one of them is e^0."""
-    other = tl.exp(-tl.abs(difference))
+    other = exp(-tl.abs(difference))
     return tl.where(difference < 0, other, 1.0), tl.where(difference < 0, 1.0, other)
 
 
 @part
 def _average(n, d, e, first, k, v):
     past, now = _weigh(e - (first + k))
-    return (past * n + now * v) / (past * d + now)
+    return divide(past * n + now * v, past * d + now)
 
 
 @part
@@ -34,7 +36,7 @@ def _update(n, d, e, decay, k, v):
 
 @part
 def _gated(y, gate):
-    return y / (1.0 + tl.exp(-gate))
+    return divide(y, 1.0 + exp(-gate))
 
 
 @part
@@ -104,7 +106,7 @@ def _step_back(n, d, e, decay, first, k, v, grad_y, gn, gd, ge):
     out_past, out_now = _weigh(e - (first + k))
     difference = e + decay - k
     past, now = _weigh(difference)
-    inverse = 1.0 / (out_past * d + out_now)
+    inverse = divide(1.0, out_past * d + out_now)
     y = (out_past * n + out_now * v) * inverse
     g = grad_y * inverse
     grad_first = out_now * g * out_past * (d * v - n) * inverse  # d v - n over the sum is v - y, without its cancellation
@@ -120,7 +122,7 @@ def _step_back_gated(n, d, e, decay, first, k, v, gate, grad_out, gn, gd, ge, GA
     """`_step_back`, through the gate too: its gradient comes last."""
     open_ = 1.0
     if GATED:
-        open_ = 1.0 / (1.0 + tl.exp(-gate))
+        open_ = divide(1.0, 1.0 + exp(-gate))
     gk, gv, gf, gw, gn, gd, ge, y = _step_back(n, d, e, decay, first, k, v, grad_out * open_, gn, gd, ge)
     return gk, gv, gf, gw, gn, gd, ge, grad_out * y * open_ * (1.0 - open_)
 

@@ -1,0 +1,193 @@
+"""The event-driven engine against a dense 8-bit engine over the same weights, and against memory and PyTorch.
+
+python -m benchmarks.decode [--json FILE] [--quick] [--bits 4]: batch 1, random weights and tokens, thresholds set for each
+activity on the model's own inputs. Event-driven and dense steps take turns within a run, so that their ratio holds when
+the machine is busy. "read": the engine's own weights read once, in order, by the same threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.table import alone, make_parser, median, report, seconds
+from spikegpt.config import ModelConfig, preset
+from spikegpt.engine import EventModel
+from spikegpt.engine.integers import IntegerModel
+from spikegpt.generation import generate
+from spikegpt.model import SpikeGPT
+from spikegpt.neurons import EventNeuron
+from spikegpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+
+NEOX = Path(__file__).parents[2] / "shared/data/tokenizers/20B_tokenizer.json"
+GOALS = "Goals: 2.5, 4.5 and 7 times the dense engine at 20, 10 and 5%; dense at 75% of the read."
+
+
+@torch.no_grad()
+def random_model(config: ModelConfig) -> SpikeGPT:
+    """A model with weights at random, none of them zero, which takes no orthogonal initialisation's minutes."""
+    with torch.device("meta"):
+        model = SpikeGPT(config)
+    model.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name == "emb.weight":
+            parameter.normal_()
+        elif parameter.ndim == 2:
+            parameter.normal_(0, parameter.shape[1] ** -0.5)
+        elif "time_mix" in name:
+            parameter.uniform_(0, 1)
+        elif "time" in name:
+            parameter.uniform_(-4, 0)
+        else:
+            parameter.fill_(float(name.endswith("weight")))
+    return model.eval()
+
+
+@torch.inference_mode()
+def set_activity(model: SpikeGPT, activity: float, tokens: int = 48) -> None:
+    """Each threshold to the quantile of what reaches it that lets the wanted share pass, first layers first."""
+
+    def aim(neuron: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(neuron, EventNeuron)
+        size = inputs[0].abs() if neuron.signed else inputs[0]
+        values = size.flatten()[:: max(1, size.numel() // 50_000)]
+        threshold = torch.quantile(values, 1 - activity).clamp(min=1e-6)
+        neuron.threshold.fill_(threshold)
+        neuron.unit.fill_(torch.maximum(threshold / 4, values.max() / 15))
+
+    neurons = model.event_neurons()
+    for neuron in neurons:
+        neuron.threshold.fill_(1)
+        neuron.unit.fill_(1)
+        neuron.events_seen.zero_()
+    hooks = [neuron.register_forward_pre_hook(aim) for neuron in neurons]
+    model(torch.randint(model.config.vocab_size, (1, tokens)))
+    for hook in hooks:
+        hook.remove()
+
+
+def at_activities(config: ModelConfig, activities: list[float], bits: int) -> Iterator[tuple[float, IntegerModel]]:
+    """The same integer weights with thresholds for each activity."""
+    model = random_model(config)
+    packed = IntegerModel.of(model, bits)
+    for activity in activities:
+        set_activity(model, activity)
+        buffers = {name: tensor.numpy().copy() for name, tensor in model.named_buffers() if name in packed.arrays}
+        yield activity, IntegerModel(config, bits, packed.arrays | buffers)
+
+
+def a_tokenizer(vocab_size: int) -> Tokenizer:
+    """GPT-NeoX's where it fits and is at hand, else one of single characters."""
+    if vocab_size == 50277 and NEOX.exists():
+        return BPETokenizer.from_file(NEOX)
+    return CharTokenizer(
+        "".join(map(chr, itertools.islice((c for c in range(32, 0x20000) if not 0xD800 <= c < 0xE000), vocab_size)))
+    )
+
+
+def step_times(engine: EventModel, tokens: np.ndarray) -> list[float]:
+    """Seconds of each step."""
+    stream = engine.stream()
+    times = []
+    for token in tokens:
+        start = time.perf_counter()
+        stream.step(int(token))
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def generated_per_second(engine: EventModel, tokens: int) -> float:
+    """Tokens per second end to end: sampling, the tokenizer and Python included."""
+    pieces = generate(engine, "a", max_tokens=tokens, seed=0)
+    next(pieces)
+    start, already = time.perf_counter(), pieces.tokens
+    for _ in pieces:
+        pass
+    return (pieces.tokens - already) / (time.perf_counter() - start)
+
+
+def products_per_second(config: ModelConfig, threads: int, repeats: int) -> float:
+    """Tokens per second of PyTorch's float32 matrix-vector products alone, over the same shapes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with torch.device("meta"):
+        shapes = [m.weight.shape for m in SpikeGPT(config).modules() if isinstance(m, nn.Linear)]
+    pairs = [(torch.randn(1, shape[1]), torch.randn(shape)) for shape in shapes]
+    rate = 1 / median(seconds(lambda: [F.linear(x, weight) for x, weight in pairs], repeats))
+    torch.set_num_threads(before)
+    return rate
+
+
+@torch.inference_mode()
+def measure(
+    name: str, config: ModelConfig, threads: int, activities: list[float], bits: int, repeats: int
+) -> list[dict[str, Any]]:
+    """The rows of one model and number of threads, one an activity."""
+    engines = {}
+    for activity, packed in at_activities(config, activities, bits):
+        engines[activity] = EventModel(packed, a_tokenizer(config.vocab_size), threads=threads)
+    rng = np.random.default_rng(0)
+    float_rate = products_per_second(config, threads, 3)
+    rows = []
+    for activity, engine in engines.items():
+        event, dense, read = [], [], []
+        for _ in range(repeats):
+            engine.set_dense(False)
+            event += step_times(engine, rng.integers(config.vocab_size, size=20))[4:]
+            engine.set_dense(True)
+            dense += step_times(engine, rng.integers(config.vocab_size, size=6))[2:]
+            read.append(engine.read_weights())
+        engine.set_dense(False)
+        prompt = rng.integers(config.vocab_size, size=512)
+        with engine.meter(neurons=False) as meter:
+            start = time.perf_counter()
+            engine.read(prompt)
+            prefill = len(prompt) / (time.perf_counter() - start)
+        counts = meter.counts()
+        weights = sum(site.inputs * site.outputs for site in counts) * bits / 8
+        bytes_read = sum(site.bytes_read for site in counts) / len(prompt)
+        step, dense_step, ceiling = median(sorted(event)), median(sorted(dense)), max(read)
+        rows.append({
+            "shape": name, "threads": threads, "activity": activity, "counted": meter.activity,
+            "ms a token": 1e3 * step, "tokens/s": 1 / step, "dense ms": 1e3 * dense_step,
+            "times dense": dense_step / step, "times float32 products": 1 / step / float_rate,
+            "GB/s of active weights": bytes_read / step / 1e9, "dense, share of the read": weights / dense_step / ceiling,
+            "read, GB/s": ceiling / 1e9, "generated/s": generated_per_second(engine, 20 * repeats),
+            "prefill/s": prefill,
+        })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--bits", type=int, default=8, choices=[8, 4])
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(2, os.cpu_count() or 1)}))
+    parser.add_argument("--activity", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2, 0.3, 1.0])
+    given = parser.parse_args()
+    shapes = {
+        "18 x 768, V = 50277": preset("216m", spikes="before"),
+        "12 x 512, V = 256": preset("46m", spikes="before"),
+    }
+    if given.quick:
+        shapes = {"tiny": preset("tiny", spikes="before")}
+    rows = [
+        row
+        for name, config in shapes.items()
+        for threads in given.threads
+        for row in alone(measure, name, config, threads, given.activity, given.bits, 2 if given.quick else 10)
+    ]
+    report(f"Decoding events, {given.bits}-bit weights, batch 1", rows, given.json, note=GOALS)
+
+
+if __name__ == "__main__":
+    main()

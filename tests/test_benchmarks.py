@@ -1,0 +1,152 @@
+"""Every benchmark runs, at a toy size, and writes the figures that docs/benchmarks.md is made of."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = {
+    "training": {"model", "precision", "tokens/s", "share of matrix speed", "WKV's share", "peak memory, GB"},
+    "ops": {"operator", "forward, ms", "fwd + bwd, ms", "loop: fwd + bwd"},
+    "streaming": {"tokens", "peak memory, MB", "read, of the first", "written, of the first"},
+    "float_decode": {"what", "products", "tokens/s", "share of the read"},
+    "startup": {"what", "first output, s", "whole, s"},
+    "load": {"step", "seconds", "peak MB"},
+    "parity": {"model", "computes", "bits per token"},
+}
+FACTS = {"title", "note", "command", "date", "cpu", "threads", "system", "python", "torch", "rows"}
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    """Runs a benchmark in this process, and gives what it wrote."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    table = importlib.import_module("benchmarks.table")
+
+    def run(name, *options):
+        module = importlib.import_module(f"benchmarks.{name}")
+        monkeypatch.setattr(module, "alone", lambda function, *args: function(*args), raising=False)
+        file = tmp_path / f"{name}.json"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--json", str(file), "--quick", *options])
+        module.main()
+        return json.loads(file.read_text())
+
+    run.table = table
+    return run
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """The module behind `python -m benchmarks`."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.__main__")
+
+
+def figures(facts):
+    return [value for row in facts["rows"] for value in row.values() if isinstance(value, float)]
+
+
+@pytest.mark.parametrize("name", ["ops", "streaming", "float_decode", "startup", "load"])
+def test_figures(benchmark, name):
+    facts = benchmark(name)
+    assert facts.keys() >= FACTS and facts["command"] == f"python -m benchmarks.{name} --quick"
+    assert {key for row in facts["rows"] for key in row} >= COLUMNS[name]
+    assert all(value >= 0 for value in figures(facts))
+
+
+def test_training(benchmark):
+    facts = benchmark("training", "--models", "after", "none", "before", "--precisions", "no", "bf16")
+    assert set(facts["rows"][0]) >= COLUMNS["training"]
+    assert [row["precision"] for row in facts["rows"]] == ["float32"] * 3 + ["bf16"] * 3
+    assert all(0 < row["WKV's share"] < 1 for row in facts["rows"])
+
+
+def test_training_beside_transformers(benchmark):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    rows = benchmark("training", "--models", "llama", "rwkv", "--precisions", "no")["rows"]
+    assert [row["model"] for row in rows] == ["Llama", "HF RWKV-4"]
+    assert all(row["tokens/s"] > 0 for row in rows)
+
+
+def test_parity(benchmark, tmp_path):
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 2500)
+    facts = benchmark("parity", "--text", str(tmp_path / "text.txt"))
+    assert set(facts["rows"][-1]) >= COLUMNS["parity"]
+
+
+def test_products_can_be_left_to_torch(benchmark):
+    rows = benchmark("float_decode")["rows"]
+    assert [row["products"] for row in rows] == ["ours", "ours", "F.linear", "F.linear"]
+    module = importlib.import_module("benchmarks.float_decode")
+    from spikegpt import ops
+
+    before = ops.FEW_ROWS
+    with module.torch_products():
+        assert ops.FEW_ROWS == 0
+    assert before == ops.FEW_ROWS > 0
+
+
+def test_a_process_of_its_own(benchmark):
+    import os
+
+    assert benchmark.table.alone(os.getpid) != os.getpid()
+
+
+def test_peak_memory_grows_with_what_is_held(benchmark):
+    before = benchmark.table.peak_memory()
+    assert before > 50e6  # PyTorch alone
+    held = torch.ones(before // 4 + 2**20)  # more than was ever held
+    assert benchmark.table.peak_memory() >= held.nbytes
+
+
+def test_nothing_is_timed_while_a_test_fails(runner, monkeypatch, tmp_path, capsys):
+    called = []
+    monkeypatch.setattr(runner, "step", lambda progress, name, command, shown: bool(called.append(command)))
+    assert runner.run_all(["ops"], tmp_path, False) == 1
+    (tests,) = called
+    assert "pytest" in tests and all((ROOT / file).exists() for file in tests if file.startswith("tests/"))
+    assert "Nothing is timed" in capsys.readouterr().out
+
+
+def test_one_that_fails_stops_no_other(runner, monkeypatch, tmp_path, capsys):
+    called = []
+
+    def step(progress, name, command, shown):
+        called.append(name)
+        return name != "ops"
+
+    monkeypatch.setattr(runner, "step", step)
+    assert runner.run_all(["ops", "load"], tmp_path, True) == 1
+    assert called[1:] == ["ops", "load"]
+    assert "failed: ops" in capsys.readouterr().err
+    assert runner.run_all(["load"], tmp_path, True) == 0
+
+
+def test_output_of_a_step(runner, capsys):
+    from rich.progress import Progress
+
+    with Progress() as progress:
+        assert runner.step(progress, "good", [sys.executable, "-c", "print('[b]table[/b]')"], shown=True)
+        assert not runner.step(progress, "bad", [sys.executable, "-c", "raise SystemExit('the reason')"], shown=False)
+    out = capsys.readouterr().out
+    assert "[b]table[/b]" in out and "the reason" in out and "bad FAILED" in out
+
+
+def test_the_page(runner, tmp_path):
+    facts = dict.fromkeys(FACTS, "x") | {"title": "Title", "note": "A goal.", "command": "python -m benchmarks.ops"}
+    rows = [{"what": "a|b", "speed": 1234.5}, {"what": "c", "share": 0.12345}]
+    (tmp_path / "ops.json").write_text(json.dumps(facts | {"rows": rows}))
+    page = runner.document(tmp_path, ("load", "ops"))
+    assert page.count("## ") == 1 and "`python -m benchmarks.ops`, x: x, x threads" in page
+    assert "| what | speed | share |\n| --- | ---: | ---: |\n| a\\|b | 1,234 |  |\n| c |  | 0.1235 |" in page
+
+
+def test_unknown_names_are_refused(runner, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "nothing"])
+    with pytest.raises(SystemExit, match="2"):
+        runner.main()
+    assert "no benchmark nothing" in capsys.readouterr().err
