@@ -30,7 +30,9 @@ def test_kernels_in_the_interpreter():
 
 @on_cpu
 def test_without_a_gpu_it_says_so_in_one_line():
-    with pytest.raises(UserError, match=r"the Triton operators cannot be used: .*TRITON_INTERPRET=1|Triton is not inst") as caught:
+    with pytest.raises(
+        UserError, match=r"Triton operators cannot be used: .*(TRITON_INTERPRET=1|not installed)"
+    ) as caught:
         ops.lif(torch.zeros(1, 2, 3), backend="triton")
     assert "\n" not in str(caught.value)
     assert isinstance(ops.available()["triton"], str)
@@ -46,7 +48,9 @@ def test_absent_triton_is_told(monkeypatch):
 @on_cpu
 def test_triton_is_not_imported_where_it_cannot_run():
     script = "import sys, spikegpt.ops; assert 'triton' not in sys.modules or sys.argv[1] == 'torch'"
-    loaded = subprocess.run([sys.executable, "-c", "import sys, torch; print('triton' in sys.modules)"], capture_output=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, torch; print('triton' in sys.modules)"], capture_output=True
+    )
     subprocess.run([sys.executable, "-c", script, "torch" if b"True" in loaded.stdout else ""], check=True, timeout=60)
 
 

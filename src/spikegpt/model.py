@@ -7,7 +7,7 @@ Where the neurons stand is the only difference between `after` (SpikeGPT as publ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ class TimeMix(Mix):
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
         old, new = state.membranes, {}
-        how = {"dtype": self.input_dtype(x), "backend": self.backend}
+        how: Any = {"dtype": self.input_dtype(x), "backend": self.backend}
         mixes = self.time_mix_k, self.time_mix_v, self.time_mix_r
         k, v, r = ops.shift_mix(x, state.shift, mixes, **how)
         k, v = self.project("key", k, old, new), self.project("value", v, old, new)
@@ -134,7 +134,7 @@ class ChannelMix(Mix):
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
         old, new = state.membranes, {}
-        how = {"dtype": self.input_dtype(x), "backend": self.backend}
+        how: Any = {"dtype": self.input_dtype(x), "backend": self.backend}
         k, r = ops.shift_mix(x, state.shift, (self.time_mix_k, self.time_mix_r), **how)
         k, r = self.project("key", k, old, new), self.project("receptance", r, old, new)
         v = self.project("value", ops.relu_squared(k, **how), old, new)
@@ -163,13 +163,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         membranes: dict[str, Tensor] = {}
         y, att = getattr(self, self.att_name)(self.ln1(x), state.att)
-        if self.spiking:
-            y, membranes["lif1"] = self.lif1(y, state.membranes["lif1"])
-        x = x + y
+        x = self._add("lif1", x, y, state.membranes, membranes)
         y, ffn = self.ffn(self.ln2(x), state.ffn)
-        if self.spiking:
-            y, membranes["lif2"] = self.lif2(y, state.membranes["lif2"])
-        return self.drop(x + y), BlockState(att, ffn, membranes)
+        x = self._add("lif2", x, y, state.membranes, membranes)
+        return self.drop(x), BlockState(att, ffn, membranes)
+
+    def _add(self, name: str, x: Tensor, y: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
+        """x + y, by way of the neuron called `name` if this model has it."""
+        if not self.spiking:
+            return x + y
+        neuron: LIF = getattr(self, name)
+        x, new[name] = neuron.add_to(x, y, old[name])
+        return x
 
 
 class SpikeGPT(nn.Module):

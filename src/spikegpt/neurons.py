@@ -6,6 +6,7 @@ B batch, T time (one token is one step of every neuron), C channels.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,17 @@ class LIF(Neuron):
         self.backend = backend
 
     def forward(self, x: Tensor, membrane: Tensor | None) -> tuple[Tensor, Tensor]:
-        return ops.lif(x, membrane, tau=self.tau, threshold=self.threshold, alpha=self.alpha, backend=self.backend)
+        return ops.lif(x, membrane, **self._how())
+
+    def add_to(self, residual: Tensor, x: Tensor, membrane: Tensor | None) -> tuple[Tensor, Tensor]:
+        """residual + spikes, and the membrane: in one pass over memory unless a hook watches the spikes."""
+        if self._forward_hooks:
+            spikes, membrane = self(x, membrane)
+            return residual + spikes, membrane
+        return ops.lif_add(x, residual, membrane, **self._how())
+
+    def _how(self) -> dict[str, Any]:
+        return {"tau": self.tau, "threshold": self.threshold, "alpha": self.alpha, "backend": self.backend}
 
 
 class EventNeuron(Neuron):

@@ -191,6 +191,8 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
         assert isinstance(new_embeddings, nn.Linear)
         self.spikegpt.head.weight = new_embeddings.weight
         self.spikegpt.head.out_features = new_embeddings.out_features
+        if self.spikegpt.head_neuron is not None:
+            self.spikegpt.head_neuron.fan_out = new_embeddings.out_features
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

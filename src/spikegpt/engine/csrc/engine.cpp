@@ -1,7 +1,6 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <atomic>
 #include <stdexcept>
 
 namespace spikegpt::engine {
@@ -96,6 +95,9 @@ Engine::Engine(const Settings &settings, const Tensors &tensors, const Layout &l
   model_.head = add_site("head", "head_neuron", "head_neuron", channels, settings.vocab, settings.is_signed);
   fired_.resize(sites_.size());
   make_buffers();
+  share_ = {&team_, [](void *team, uint64_t section, int finished, int index) {
+              return static_cast<Team *>(team)->next(section, finished, index);
+            }};
   tensors_ = nullptr;
   layout_ = nullptr;
 }
@@ -249,21 +251,16 @@ void Engine::make_buffers() {
 void Engine::run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last) {
   for (int64_t i = 0; i < tokens; ++i)
     if (ids[i] < 0 || ids[i] >= model_.vocab) throw std::out_of_range("token " + std::to_string(ids[i]) + " is not in the vocabulary");
-  struct Call {
-    Engine *engine;
-    Pass pass;
-  };
   for (int64_t from = 0; from < tokens; from += kTokens) {
     const int now = static_cast<int>(std::min<int64_t>(kTokens, tokens - from));
     const bool last = from + now == tokens;
-    Call call{this, {ids + from, now, state, logits, only_last ? (last ? now - 1 : now) : 0}};
+    pass_ = {ids + from, now, state, logits, only_last ? (last ? now - 1 : now) : 0};
     team_.run(
-        [](void *context, int index) {
-          auto &[engine, pass] = *static_cast<Call *>(context);
-          engine->walk_->run(engine->model_, engine->workers_[index], pass,
-                             [](void *team) { static_cast<Team *>(team)->meet(); }, &engine->team_);
+        [](void *context, int index, uint64_t first) {
+          Engine &self = *static_cast<Engine *>(context);
+          return self.walk_->run(self.model_, self.workers_[index], self.pass_, self.share_, first);
         },
-        &call);
+        this);
     if (!only_last) logits += static_cast<int64_t>(now) * model_.vocab;
   }
 }
@@ -275,28 +272,27 @@ int64_t Engine::weight_bytes() const {
 }
 
 uint64_t Engine::read_weights() {
-  struct Call {
-    Engine *engine;
-    std::atomic<uint64_t> sum{0};
-  } call{this};
+  weights_sum_ = 0;
   team_.run(
-      [](void *context, int index) {
-        auto &[engine, sum] = *static_cast<Call *>(context);
-        uint64_t partial[8] = {};
-        for (const auto &site : engine->sites_) {
-          const int64_t words = static_cast<int64_t>(site->tiles) * site->inputs * site->row_bytes / 8;
-          const uint64_t *all = reinterpret_cast<const uint64_t *>(site->weights);
-          const int64_t begin = words / 8 * index / engine->model_.threads * 8;
-          const int64_t end = words / 8 * (index + 1) / engine->model_.threads * 8;
-          for (int64_t i = begin; i < end; i += 8)
-            for (int lane = 0; lane < 8; ++lane) partial[lane] += all[i + lane];
-        }
-        uint64_t total = 0;
-        for (uint64_t lane : partial) total += lane;
-        sum.fetch_add(total);
+      [](void *context, int index, uint64_t section) {
+        Engine &self = *static_cast<Engine *>(context);
+        for (int part = -1; (part = self.team_.next(section, part, index)) >= 0;) self.read_part(part);
+        return section;
       },
-      &call);
-  return call.sum;
+      this);
+  return weights_sum_;
+}
+
+void Engine::read_part(int part) {
+  uint64_t sums[8] = {};
+  for (const auto &site : sites_) {
+    const int64_t lines = static_cast<int64_t>(site->tiles) * site->inputs * site->row_bytes / 64;
+    const uint64_t *words = reinterpret_cast<const uint64_t *>(site->weights);
+    const int64_t end = lines * (part + 1) / model_.threads * 8;
+    for (int64_t i = lines * part / model_.threads * 8; i < end; i += 8)
+      for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+  }
+  for (uint64_t sum : sums) weights_sum_ += sum;
 }
 
 void Engine::count_neurons(bool on) {

@@ -1,6 +1,7 @@
 // The engine: a model laid out for this machine and this number of threads, and the team that runs it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -63,6 +64,7 @@ class Engine {
   void lay_out(Site &site, const Tensor &weights);
   Mix add_mix(const std::string &block, const std::string &part, const std::string &norm, bool is_time);
   void make_buffers();
+  void read_part(int part);
 
   Settings settings_;
   const Tensors *tensors_;
@@ -75,6 +77,9 @@ class Engine {
   std::vector<std::string> names_;
   std::vector<std::vector<int64_t>> fired_;
   std::vector<Worker> workers_;
+  Pass pass_{};
+  std::atomic<uint64_t> weights_sum_{0};
+  Share share_{};
   Team team_;
 };
 

@@ -73,8 +73,9 @@ struct Events {
 
 struct Worker {
   int index;
-  float *scratch;  // [max(3 * stride, hidden_stride)] for one token
+  float *scratch;  // [max(stride, outputs of a tile)] for one token
   Events lists[3][kTokens];
+  uint64_t listed[3];  // the section for which a slot of lists was made
 };
 
 struct Pass {
@@ -85,11 +86,18 @@ struct Pass {
   int first_logits;
 };
 
+// How threads share the sections; see Team::next.
+struct Share {
+  void *team;
+  int (*next)(void *team, uint64_t section, int finished, int index);
+};
+
 // One instruction set's code.
 struct Walk {
   const char *name;
   int (*place)(int output);  // output of a block -> position in it (two positions a byte with 4 bits: byte + 64 * high)
-  void (*run)(Model &, Worker &, const Pass &, void (*meet)(void *), void *team);
+  // All sections of a pass, numbered from `first` on; returns the number of the last.
+  uint64_t (*run)(Model &, Worker &, const Pass &, const Share &, uint64_t first);
 };
 
 }  // namespace spikegpt::engine

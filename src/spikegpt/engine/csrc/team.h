@@ -1,9 +1,15 @@
-// Threads that work on one token together and meet a hundred times on the way: they spin while a token is being computed
-// and sleep soon after. Include it only where no special instruction set is switched on.
+// Threads that compute one token together, in a hundred short sections of as many parts as there are threads.
+//
+// A part belongs to the thread of its number, but whoever is done takes parts that nobody has begun: a thread that sleeps,
+// or has lost its core to another program, is not waited for, and when it comes back it runs past what the others did.
+// Threads spin while a token is being computed and sleep soon after. Include it only where no special instruction set is
+// switched on.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
@@ -12,7 +18,6 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
-
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -21,7 +26,10 @@ namespace spikegpt::engine {
 
 class Team {
  public:
-  explicit Team(int size) : size_(size), forks_(forks().load()) {
+  // Does all sections, numbered from `first` on, as thread `index`; returns the number of the last one.
+  using Job = uint64_t (*)(void *context, int index, uint64_t first);
+
+  explicit Team(int size) : size_(size), forks_(forks().load()), parts_(new Part[size]) {
     for (int index = 1; index < size; ++index) members_.emplace_back([this, index] { serve(index); });
   }
 
@@ -39,33 +47,48 @@ class Team {
     for (std::thread &member : members_) member.join();
   }
 
-  // Calls job(context, index) on every thread, index 0 on the caller's, and returns when all are done.
-  void run(void (*job)(void *, int), void *context) {
+  // Runs the job on every thread, and returns once every part of it is done. Some thread may then still be on its way
+  // through the sections, without a part: `context` must outlive the team.
+  void run(Job job, void *context) {
     if (forked()) throw std::runtime_error("this process was forked from the one that loaded the model: load it again");
     if (size_ > 1) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      job_ = job;
-      context_ = context;
-      turn_.fetch_add(1, std::memory_order_release);
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        job_ = job;
+        context_ = context;
+        first_ = last_ + 1;
+        turn_.fetch_add(1, std::memory_order_release);
+      }
+      wake_.notify_all();
     }
-    if (size_ > 1) wake_.notify_all();
-    job(context, 0);
-    meet();
+    last_ = job(context, 0, last_ + 1);
   }
 
-  // Waits until every thread has come here.
-  void meet() {
-    if (size_ == 1) return;
-    const unsigned round = round_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-    } else {
-      spin([&] { return round_.load(std::memory_order_acquire) != round; }, -1);
+  // Says that `finished` (or, with -1, nothing yet) is done, and gives thread `index` its next part of the section; -1
+  // once all are done.
+  int next(uint64_t section, int finished, int index) {
+    if (finished >= 0) parts_[finished].state.store(2 * section + 1, std::memory_order_release);
+    for (int step = 0; step < size_; ++step) {
+      const int part = index + step < size_ ? index + step : index + step - size_;
+      uint64_t before = 2 * section - 1;
+      std::atomic<uint64_t> &state = parts_[part].state;
+      if (state.load(std::memory_order_relaxed) == before &&
+          state.compare_exchange_strong(before, 2 * section, std::memory_order_acq_rel))
+        return part;
     }
+    for (int part = 0; part < size_; ++part)
+      spin([&] { return parts_[part].state.load(std::memory_order_acquire) > 2 * section; });
+    return -1;
   }
 
  private:
+  // Of section n: 2 n - 1 before, 2 n while being done, 2 n + 1 after.
+  struct alignas(128) Part {
+    std::atomic<uint64_t> state{1};
+  };
+
+  static constexpr int kLooks = 4000;
+
   static void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
     _mm_pause();
@@ -74,19 +97,10 @@ class Team {
 #endif
   }
 
-  // After a while the core is left to others between looks: a member of the team may be waiting for it.
+  // After a while the core is left to others between looks: who is waited for may need it.
   template <class Ready>
-  static bool spin(const Ready &ready, int looks) {
-    for (int i = 0; i != looks; ++i) {
-      if (ready()) return true;
-      if (i < 0 || i > 4000) {
-        i = looks < 0 ? 4001 : i;
-        std::this_thread::yield();
-      } else {
-        pause();
-      }
-    }
-    return ready();
+  static void spin(const Ready &ready) {
+    for (int look = 0; !ready(); ++look) look < kLooks ? pause() : std::this_thread::yield();
   }
 
   // How often this process is a fork's child; threads do not come along.
@@ -103,26 +117,32 @@ class Team {
 
   void serve(int index) {
     for (unsigned seen = 0;;) {
-      spin([&] { return turn_.load(std::memory_order_acquire) != seen; }, 4000);
+      for (int look = 0; look < kLooks && turn_.load(std::memory_order_acquire) == seen; ++look) pause();
+      Job job;
+      void *context;
+      uint64_t first;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return turn_.load(std::memory_order_relaxed) != seen; });
         seen = turn_.load(std::memory_order_relaxed);
+        job = job_;
+        context = context_;
+        first = first_;
       }
-      if (!job_) return;
-      job_(context_, index);
-      meet();
+      if (!job) return;
+      job(context, index, first);
     }
   }
 
   const int size_, forks_;
+  std::unique_ptr<Part[]> parts_;
+  uint64_t last_ = 0;
   alignas(64) std::atomic<unsigned> turn_{0};
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> round_{0};
   alignas(64) std::mutex mutex_;
   std::condition_variable wake_;
-  void (*job_)(void *, int) = nullptr;
+  Job job_ = nullptr;
   void *context_ = nullptr;
+  uint64_t first_ = 1;
   std::vector<std::thread> members_;
 };
 

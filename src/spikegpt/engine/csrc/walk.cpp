@@ -1,6 +1,6 @@
 // One pass of one thread through the model: up to kTokens tokens, from their ids to the logits.
-// A thread owns a range of channels, in whole tiles: it computes their norms, neurons, products and averages, so that the
-// team need only meet where everybody's events, or everybody's residual, are read.
+// A part is a range of channels, in whole tiles: their norms, neurons, products and averages are done together, so that
+// threads need only wait for each other where all events, or all of the residual, are read.
 #include "elementwise.h"
 #include "product.h"
 
@@ -76,36 +76,52 @@ struct Range {
   int begin, end;
 };
 
+// A thread that comes late runs through the sections without a part in them, perhaps when the next pass has begun: outside
+// of `section` nothing of `pass_` is read.
 class Walker {
  public:
-  Walker(Model &model, Worker &worker, const Pass &pass, void (*meet)(void *), void *team)
-      : model_(model), worker_(worker), pass_(pass), meet_(meet), team_(team), own_(outputs_of(*model.mixes->key)) {
-    own_ = outputs_of(*model.mixes->receptance);
-  }
+  Walker(Model &model, Worker &worker, const Pass &pass, const Share &share, uint64_t first)
+      : model_(model), worker_(worker), pass_(pass), share_(share), section_(first - 1) {}
 
-  void run() {
-    embed();
-    for (int i = 0; i < 2 * model_.layers; ++i) model_.mixes[i].is_time ? time_mix(model_.mixes[i]) : channel_mix(model_.mixes[i]);
-    head();
+  uint64_t run() {
+    section([this](int part) { embed(part); });
+    for (int i = 0; i < 2 * model_.layers; ++i) {
+      const Mix &mix = model_.mixes[i];
+      if (mix.is_time)
+        time_mix(mix);
+      else
+        channel_mix(mix);
+    }
+    section([this](int part) { listen_head(part); });
+    section([this](int part) { head(part); });
+    return section_;
   }
 
  private:
-  Range tiles_of(const Site &site) const {
-    return {site.tiles * worker_.index / model_.threads, site.tiles * (worker_.index + 1) / model_.threads};
+  template <class Work>
+  void section(const Work &work) {
+    ++section_;
+    for (int part = -1; (part = share_.next(share_.team, section_, part, worker_.index)) >= 0;) work(part);
   }
 
-  Range outputs_of(const Site &site) const {
-    const Range tiles = tiles_of(site);
+  Range tiles_of(const Site &site, int part) const {
+    return {site.tiles * part / model_.threads, site.tiles * (part + 1) / model_.threads};
+  }
+
+  // The channels of a part are the outputs of its tiles.
+  Range outputs_of(const Site &site, int part) const {
+    const Range tiles = tiles_of(site, part);
     const int begin = tiles.begin * site.tile_outputs, end = tiles.end * site.tile_outputs;
     return {begin < site.outputs ? begin : site.outputs, end < site.outputs ? end : site.outputs};
   }
 
+  Range channels_of(int part) const { return outputs_of(*model_.mixes->receptance, part); }
   float *row(float *of, int t) const { return of + static_cast<int64_t>(t) * model_.stride; }
   float *hidden(int t) const { return model_.hidden + static_cast<int64_t>(t) * model_.hidden_stride; }
-  void meet() { meet_(team_); }
 
-  void embed() {
+  void embed(int part) {
     const int channels = model_.channels;
+    const Range own = channels_of(part);
     float *values = worker_.scratch;
     for (int t = 0; t < pass_.tokens; ++t) {
       const int64_t id = pass_.ids[t];
@@ -115,36 +131,39 @@ class Walker {
         for (int c = 0; c < channels; ++c) values[c] = integers[c] >= 0 ? 1.0f : 0.0f;
       else
         for (int c = 0; c < channels; ++c) values[c] = static_cast<float>(integers[c]) * scale;
-      normalise(values, moments(values, channels), model_.ln0, own_.begin, own_.end, row(model_.x, t));
+      normalise(values, moments(values, channels), model_.ln0, own.begin, own.end, row(model_.x, t));
     }
-    meet();
   }
 
   // normed = norm(x), and what the neurons in front of the given sites make of it, mixed with the token before.
-  void listen(const Mix &mix, const Site *const *sites, const float *const *weights, int count) {
+  void listen(const Mix &mix, const Site *const *sites, const float *const *weights, int count, int part) {
+    const Range own = channels_of(part);
+    if (own.begin == own.end) return;
     float *shift = pass_.state + mix.shift;
     float *mixed = worker_.scratch;
     const float *last = shift;
     for (int t = 0; t < pass_.tokens; ++t) {
       float *normed = row(model_.normed, t);
       const float *x = row(model_.x, t);
-      normalise(x, moments(x, model_.channels), mix.norm, own_.begin, own_.end, normed);
+      normalise(x, moments(x, model_.channels), mix.norm, own.begin, own.end, normed);
       for (int i = 0; i < count; ++i) {
-        mix_tokens(last, normed, weights[i], own_.begin, own_.end, mixed);
-        fire(model_, *sites[i], mixed, own_.begin, own_.end, pass_.state, t);
+        mix_tokens(last, normed, weights[i], own.begin, own.end, mixed);
+        fire(model_, *sites[i], mixed, own.begin, own.end, pass_.state, t);
       }
       last = normed;
     }
-    if (own_.end > own_.begin) std::memcpy(shift + own_.begin, last + own_.begin, sizeof(float) * (own_.end - own_.begin));
-    meet();
+    std::memcpy(shift + own.begin, last + own.begin, sizeof(float) * (own.end - own.begin));
   }
 
-  void list(Site &site, int slot, int first = 0) {
+  // Lists the events of every token into a slot, once for all parts that this thread does of the section.
+  void list(Site &site, int slot, int part) {
+    const bool listed = worker_.listed[slot] == section_;
+    worker_.listed[slot] = section_;
     for (int t = 0; t < pass_.tokens; ++t) {
       const int8_t *events = site.events + static_cast<int64_t>(t) * site.stride;
       const Events &into = worker_.lists[slot][t];
-      gather(site, events, model_.dense && t >= first, into);
-      if (worker_.index == 0) count(site, events, into, static_cast<int>(model_.levels));
+      if (!listed) gather(site, events, model_.dense, into);
+      if (part == 0) count(site, events, into, static_cast<int>(model_.levels));
     }
   }
 
@@ -165,10 +184,10 @@ class Walker {
     if (job_.copy) std::memcpy(job_.copy, job_.out, sizeof(float) * job_.copied);
   }
 
-  // This thread's tiles of a product of the tokens from `first` on; row t of the outputs begins at out + t * stride.
-  // `owned`: where rows are exactly as wide as the matrix, the last tile goes by way of the scratch.
-  void multiply(const Site &site, int slot, float *out, int64_t stride, int first = 0, bool exact = false) {
-    const Range tiles = tiles_of(site);
+  // A part's tiles of a product of the tokens from `first` on; row t of the outputs begins at out + t * stride. Where rows
+  // are `exact`ly as wide as the matrix, a last tile that is wider goes by way of the scratch.
+  void multiply(const Site &site, int slot, int part, float *out, int64_t stride, int first = 0, bool exact = false) {
+    const Range tiles = tiles_of(site, part);
     const int64_t padded = static_cast<int64_t>(site.tiles) * site.tile_outputs;
     for (int tile = tiles.begin; tile < tiles.end; ++tile) {
       const int begin = tile * site.tile_outputs, left = site.outputs - begin;
@@ -188,91 +207,99 @@ class Walker {
     }
   }
 
-  void add_to_residual(int t, const float *__restrict y) {
+  void add_to_residual(int t, const float *__restrict y, Range own) {
     float *__restrict x = row(model_.x, t);
-    for (int c = own_.begin; c < own_.end; ++c) x[c] += y[c];
+    for (int c = own.begin; c < own.end; ++c) x[c] += y[c];
   }
 
   void time_mix(const Mix &mix) {
     Site *const sites[] = {mix.key, mix.value, mix.receptance};
     const float *const weights[] = {mix.mix_k, mix.mix_v, mix.mix_r};
     float *const outs[] = {model_.k, model_.v, model_.r};
-    listen(mix, sites, weights, 3);
-    for (int i = 0; i < 3; ++i) {
-      list(*sites[i], i);
-      multiply(*sites[i], i, outs[i], model_.stride);
-    }
-    flush();
-    for (int t = 0; t < pass_.tokens; ++t) {
-      wkv(mix, row(model_.k, t), row(model_.v, t), row(model_.r, t), own_.begin, own_.end, model_.channels,
-          pass_.state + mix.wkv, worker_.scratch);
-      fire(model_, *mix.output, worker_.scratch, own_.begin, own_.end, pass_.state, t);
-    }
-    meet();
-    list(*mix.output, 0);
-    multiply(*mix.output, 0, model_.k, model_.stride);
-    flush();
-    for (int t = 0; t < pass_.tokens; ++t) add_to_residual(t, row(model_.k, t));
-    meet();
+    section([&](int part) { listen(mix, sites, weights, 3, part); });
+    section([&](int part) {
+      for (int i = 0; i < 3; ++i) {
+        list(*sites[i], i, part);
+        multiply(*sites[i], i, part, outs[i], model_.stride);
+      }
+      flush();
+      const Range own = channels_of(part);
+      for (int t = 0; t < pass_.tokens; ++t) {
+        wkv(mix, row(model_.k, t), row(model_.v, t), row(model_.r, t), own.begin, own.end, model_.channels,
+            pass_.state + mix.wkv, worker_.scratch);
+        fire(model_, *mix.output, worker_.scratch, own.begin, own.end, pass_.state, t);
+      }
+    });
+    section([&](int part) {
+      list(*mix.output, 0, part);
+      multiply(*mix.output, 0, part, model_.k, model_.stride);
+      flush();
+      for (int t = 0; t < pass_.tokens; ++t) add_to_residual(t, row(model_.k, t), channels_of(part));
+    });
   }
 
   void channel_mix(const Mix &mix) {
     Site *const sites[] = {mix.key, mix.receptance};
     const float *const weights[] = {mix.mix_k, mix.mix_r};
-    listen(mix, sites, weights, 2);
-    list(*mix.key, 0);
-    multiply(*mix.key, 0, model_.hidden, model_.hidden_stride);
-    list(*mix.receptance, 1);
-    multiply(*mix.receptance, 1, model_.r, model_.stride);
-    flush();
-    const Range hidden_own = outputs_of(*mix.key);
-    for (int t = 0; t < pass_.tokens; ++t) {
-      float *__restrict values = hidden(t);
-      for (int c = hidden_own.begin; c < hidden_own.end; ++c) {
-        const float positive = values[c] > 0.0f ? values[c] : 0.0f;
-        values[c] = positive * positive;
+    section([&](int part) { listen(mix, sites, weights, 2, part); });
+    section([&](int part) {
+      list(*mix.key, 0, part);
+      multiply(*mix.key, 0, part, model_.hidden, model_.hidden_stride);
+      list(*mix.receptance, 1, part);
+      multiply(*mix.receptance, 1, part, model_.r, model_.stride);
+      flush();
+      const Range own = outputs_of(*mix.key, part);
+      for (int t = 0; t < pass_.tokens; ++t) {
+        float *__restrict values = hidden(t);
+        for (int c = own.begin; c < own.end; ++c) {
+          const float positive = values[c] > 0.0f ? values[c] : 0.0f;
+          values[c] = positive * positive;
+        }
+        fire(model_, *mix.value, values, own.begin, own.end, pass_.state, t);
       }
-      fire(model_, *mix.value, values, hidden_own.begin, hidden_own.end, pass_.state, t);
-    }
-    meet();
-    list(*mix.value, 0);
-    multiply(*mix.value, 0, model_.k, model_.stride);
-    flush();
-    for (int t = 0; t < pass_.tokens; ++t) {
-      float *__restrict y = row(model_.k, t);
-      const float *__restrict r = row(model_.r, t);
-      for (int c = own_.begin; c < own_.end; ++c) y[c] *= sigmoid(r[c]);
-      add_to_residual(t, y);
-    }
-    meet();
+    });
+    section([&](int part) {
+      list(*mix.value, 0, part);
+      multiply(*mix.value, 0, part, model_.k, model_.stride);
+      flush();
+      const Range own = channels_of(part);
+      for (int t = 0; t < pass_.tokens; ++t) {
+        float *__restrict y = row(model_.k, t);
+        const float *__restrict r = row(model_.r, t);
+        for (int c = own.begin; c < own.end; ++c) y[c] *= sigmoid(r[c]);
+        add_to_residual(t, y, own);
+      }
+    });
   }
 
-  void head() {
+  void listen_head(int part) {
+    const Range own = channels_of(part);
     float *normed = worker_.scratch;
     for (int t = 0; t < pass_.tokens; ++t) {
       const float *x = row(model_.x, t);
-      normalise(x, moments(x, model_.channels), model_.ln_out, own_.begin, own_.end, normed);
-      fire(model_, *model_.head, normed, own_.begin, own_.end, pass_.state, t);
+      normalise(x, moments(x, model_.channels), model_.ln_out, own.begin, own.end, normed);
+      fire(model_, *model_.head, normed, own.begin, own.end, pass_.state, t);
     }
-    meet();
-    list(*model_.head, 0, pass_.first_logits);
+  }
+
+  void head(int part) {
+    list(*model_.head, 0, part);
     float *logits = pass_.logits - static_cast<int64_t>(pass_.first_logits) * model_.vocab;
-    multiply(*model_.head, 0, logits, model_.vocab, pass_.first_logits, true);
+    multiply(*model_.head, 0, part, logits, model_.vocab, pass_.first_logits, true);
     flush();
   }
 
   Model &model_;
   Worker &worker_;
   const Pass &pass_;
-  void (*meet_)(void *);
-  void *team_;
-  Range own_;
+  const Share &share_;
+  uint64_t section_;
   Job job_{};
   bool waiting_ = false;
 };
 
-void run(Model &model, Worker &worker, const Pass &pass, void (*meet)(void *), void *team) {
-  Walker(model, worker, pass, meet, team).run();
+uint64_t run(Model &model, Worker &worker, const Pass &pass, const Share &share, uint64_t first) {
+  return Walker(model, worker, pass, share, first).run();
 }
 
 }  // namespace

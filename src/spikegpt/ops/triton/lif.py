@@ -110,7 +110,10 @@ def _backward_kernel(
     back = CHUNK * channels
     ahead = c < tl.minimum(blocks, 1) * channels
     next_membrane = tl.load(saved_p - channels, mask=ahead, other=0.0)
-    next_x, next_grad = load_tokens(x_p - back, channels, ahead, CHUNK), load_tokens(grad_y_p - back, channels, ahead, CHUNK)
+    next_x, next_grad = (
+        load_tokens(x_p - back, channels, ahead, CHUNK),
+        load_tokens(grad_y_p - back, channels, ahead, CHUNK),
+    )
     for block in range(blocks):
         membrane, xs, grads = next_membrane, next_x, next_grad
         saved_p, x_p, grad_y_p, grad_x_p = saved_p - channels, x_p - back, grad_y_p - back, grad_x_p - back

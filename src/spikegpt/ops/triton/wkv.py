@@ -9,22 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    BLOCK, CHUNK, divide, exp, given, is_direct, launch, load_tokens, part, register, saved_states, scan_grid,
-)  # fmt: skip
+from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, part, register, saved_states, scan_grid
+from .launch import divide as _divide
+from .launch import exp as _exp
 
 
 @part
 def _weigh(difference):
     """Weights e^(a - m), e^(b - m) with m = max(a, b), given a - b: one of them is e^0."""
-    other = exp(-tl.abs(difference))
+    other = _exp(-tl.abs(difference))
     return tl.where(difference < 0, other, 1.0), tl.where(difference < 0, 1.0, other)
 
 
 @part
 def _average(n, d, e, first, k, v):
     past, now = _weigh(e - (first + k))
-    return divide(past * n + now * v, past * d + now)
+    return _divide(past * n + now * v, past * d + now)
 
 
 @part
@@ -36,7 +36,7 @@ def _update(n, d, e, decay, k, v):
 
 @part
 def _gated(y, gate):
-    return divide(y, 1.0 + exp(-gate))
+    return _divide(y, 1.0 + _exp(-gate))
 
 
 @part
@@ -106,10 +106,11 @@ def _step_back(n, d, e, decay, first, k, v, grad_y, gn, gd, ge):
     out_past, out_now = _weigh(e - (first + k))
     difference = e + decay - k
     past, now = _weigh(difference)
-    inverse = divide(1.0, out_past * d + out_now)
+    inverse = _divide(1.0, out_past * d + out_now)
     y = (out_past * n + out_now * v) * inverse
     g = grad_y * inverse
-    grad_first = out_now * g * out_past * (d * v - n) * inverse  # d v - n over the sum is v - y, without its cancellation
+    # (d v - n) over the sum is v - y, without its cancellation
+    grad_first = out_now * g * out_past * (d * v - n) * inverse
     excess = ge * tl.where(difference > 0, 1.0, tl.where(difference == 0, 0.5, 0.0))
     grad_v = out_now * g + now * gn
     grad_k = grad_first + now * (gn * v + gd) + (ge - excess)
@@ -122,7 +123,7 @@ def _step_back_gated(n, d, e, decay, first, k, v, gate, grad_out, gn, gd, ge, GA
     """`_step_back`, through the gate too: its gradient comes last."""
     open_ = 1.0
     if GATED:
-        open_ = divide(1.0, 1.0 + exp(-gate))
+        open_ = _divide(1.0, 1.0 + _exp(-gate))
     gk, gv, gf, gw, gn, gd, ge, y = _step_back(n, d, e, decay, first, k, v, grad_out * open_, gn, gd, ge)
     return gk, gv, gf, gw, gn, gd, ge, grad_out * y * open_ * (1.0 - open_)
 
@@ -193,7 +194,7 @@ def _backward_kernel(
         for i in tl.static_range(CHUNK - 1, -1, -1):
             gk, gv, gf, gw, gn, gd, ge, gg = _step_back_gated(
                 ns[i], ds[i], es[i], decay, first, ks[i], vs[i], gates[i] if GATED else ks[i], grads[i], gn, gd, ge, GATED
-            )
+            )  # fmt: skip
             tl.store(grad_k_p + i * channels, gk.to(grad_k_p.dtype.element_ty), mask=mask)
             tl.store(grad_v_p + i * channels, gv.to(grad_v_p.dtype.element_ty), mask=mask)
             if GATED:
@@ -210,13 +211,13 @@ def _backward_kernel(
 
 def _empty(
     decay: Tensor, first: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, state: Tensor, dtype: torch.dtype, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return k.new_empty(k.shape, dtype=dtype), state.new_empty(state.shape), saved_states(k, 3, save=save)
 
 
 def _run(
     decay: Tensor, first: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, state: Tensor, dtype: torch.dtype, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     decay, first, k, v, state = (t.contiguous() for t in (decay, first, k, v, state))
     gate = gate.contiguous() if gate is not None else None
     y, state_out, saved = _empty(decay, first, k, v, gate, state, dtype, save)
@@ -244,7 +245,9 @@ def _backward(
     decay: Tensor, first: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, state: Tensor, state_out: Tensor,
     saved: Tensor, grad_y: Tensor, grad_out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    decay, first, k, v, state, grad_y, grad_out = (t.contiguous() for t in (decay, first, k, v, state, grad_y, grad_out))
+    decay, first, k, v, state, grad_y, grad_out = (
+        t.contiguous() for t in (decay, first, k, v, state, grad_y, grad_out)
+    )
     gate = gate.contiguous() if gate is not None else None
     *_, grad_k, grad_v, grad_gate, grad_state = _backward_empty(
         decay, first, k, v, gate, state, state_out, saved, grad_y, grad_out
