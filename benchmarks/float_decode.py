@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 
+from benchmarks.decode import random_model
 from benchmarks.table import alone, make_parser, median, read_rate, report, seconds
 from spikegpt import ops
 from spikegpt.config import ModelConfig, preset
@@ -47,7 +48,7 @@ def torch_products() -> Iterator[None]:
 @torch.inference_mode()
 def measure(name: str, config: ModelConfig, repeats: int, megabytes: int) -> list[dict[str, Any]]:
     """The rows of one model: with our products and with PyTorch's, whole and bare."""
-    model = SpikeGPT(config).eval()
+    model = random_model(config)
     size = 4 * model.matrix_parameters()
     ways = {"model": model_step(model), "products alone": products_step(model)}
     rows = []

@@ -7,6 +7,7 @@ checks that ours is the trained function.
 
 from __future__ import annotations
 
+import _pydecimal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,9 @@ from spikegpt.recipe import train_on
 from spikegpt.reference_generation import SPIKING_VOCABULARY, reference_generation, rescaled, without_spike_embedding
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHAKESPEARE = SHARED / "data" / "tinyshakespeare" / "input.txt"
+LIBRARY = Path(_pydecimal.__file__)
+"""A long text that every Python has."""
 GOLDEN = {
     "official-rwkv-3x64": ModelConfig(n_layer=3, n_embd=64, vocab_size=256),
     "official-ffnpre-7x64": ModelConfig(n_layer=7, n_embd=64, vocab_size=77, architecture="RWKV-ffnPre"),
@@ -109,7 +113,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, nargs="*", default=[])
     parser.add_argument("--layers", type=int, nargs="*", default=[8])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--text", type=Path, default=SHARED / "data" / "tinyshakespeare" / "input.txt")
+    parser.add_argument("--text", type=Path, default=SHAKESPEARE if SHAKESPEARE.exists() else LIBRARY)
     options = parser.parse_args()
     if options.quick:
         options.layers, options.steps = [7], 2

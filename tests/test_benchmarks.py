@@ -14,6 +14,7 @@ COLUMNS = {
     "ops": {"operator", "forward, ms", "fwd + bwd, ms", "loop: fwd + bwd"},
     "streaming": {"tokens", "peak memory, MB", "read, of the first", "written, of the first"},
     "float_decode": {"what", "products", "tokens/s", "share of the read"},
+    "decode": {"activity", "tokens/s", "times dense", "dense, share of the read", "prefill/s"},
     "startup": {"what", "first output, s", "whole, s"},
     "load": {"step", "seconds", "peak MB"},
     "parity": {"model", "computes", "bits per token"},
@@ -56,6 +57,16 @@ def test_figures(benchmark, name):
     assert facts.keys() >= FACTS and facts["command"] == f"python -m benchmarks.{name} --quick"
     assert {key for row in facts["rows"] for key in row} >= COLUMNS[name]
     assert all(value >= 0 for value in figures(facts))
+
+
+def test_decoding_events(benchmark):
+    from spikegpt.engine import run
+
+    if run.MISSING:
+        pytest.skip(f"the engine is not built: {run.MISSING}")
+    facts = benchmark("decode", "--threads", "1", "--activity", "0.2")
+    assert set(facts["rows"][0]) >= COLUMNS["decode"]
+    assert facts["rows"][0]["counted"] < 0.5
 
 
 def test_training(benchmark):

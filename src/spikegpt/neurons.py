@@ -48,8 +48,8 @@ class LIF(Neuron):
     def add_to(self, residual: Tensor, x: Tensor, membrane: Tensor | None) -> tuple[Tensor, Tensor]:
         """residual + spikes, and the membrane: in one pass over memory unless a hook watches the spikes."""
         if self._forward_hooks:
-            spikes, membrane = self(x, membrane)
-            return residual + spikes, membrane
+            spikes, after = self(x, membrane)
+            return residual + spikes, after
         return ops.lif_add(x, residual, membrane, **self._how())
 
     def _how(self) -> dict[str, Any]:

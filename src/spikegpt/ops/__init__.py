@@ -48,9 +48,9 @@ def linear(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     Decoding is bound by the reading of the weights: few rows without gradients have a kernel of their own, which reads
     them about twice as fast as a general matrix product. Everything else is PyTorch's.
     """
-    decoding = x.numel() <= FEW_ROWS * x.shape[-1] and not torch.is_autocast_enabled(x.device.type)
-    usable = native.MISSING is None and native.is_direct(x, weight) and _unfit((x, weight)) is None
-    if decoding and usable and weight.is_contiguous() and backend in ("auto", "native"):
+    few = x.numel() <= FEW_ROWS * x.shape[-1] and backend in ("auto", "native") and native.MISSING is None
+    usable = few and native.is_direct(x, weight) and _unfit((x, weight)) is None and weight.is_contiguous()
+    if usable and not torch.is_autocast_enabled("cpu"):
         return native.linear(x, weight)
     return torch.nn.functional.linear(x, weight)
 
@@ -78,12 +78,12 @@ def gated_wkv(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """sigmoid(gate) times y of `wkv`, in `dtype` (None: that of y), and the state; gate [B, T, C]."""
     _expect("gate", gate, _dimensions(k))
-    kernels, inputs = _choose(backend, *_wkv_inputs(decay, first, k, v, state), gate)
-    if kernels is triton:
-        return triton.gated_wkv(*inputs, dtype or torch.float32)
-    y, state = kernels.wkv(*inputs[:5])
+    inputs = _wkv_inputs(decay, first, k, v, state)
+    if _on_triton(backend, *inputs, gate):
+        return triton.gated_wkv(*inputs, gate, dtype or torch.float32)
+    y, after = wkv(*inputs, backend=backend)
     y = torch.sigmoid(gate) * y
-    return y.to(dtype or y.dtype), state
+    return y.to(dtype or y.dtype), after
 
 
 def _wkv_inputs(
@@ -139,12 +139,11 @@ def lif_add(
 ) -> tuple[Tensor, Tensor]:
     """residual [B, T, C] + the spikes of `lif`, in the residual's type, and the membrane."""
     _expect("residual", residual, _dimensions(x))
-    kernels, inputs = _choose(backend, x, _membrane(x, membrane))
-    settings = float(tau), float(threshold), float(alpha)
-    if kernels is triton:
-        return triton.lif_add(inputs[0], residual, inputs[1], *settings)
-    spikes, membrane = kernels.lif(*inputs, *settings)
-    return residual + spikes.to(residual.dtype), membrane
+    membrane = _membrane(x, membrane)
+    if _on_triton(backend, x, residual, membrane):
+        return triton.lif_add(x, residual, membrane, float(tau), float(threshold), float(alpha))
+    spikes, after = lif(x, membrane, tau=tau, threshold=threshold, alpha=alpha, backend=backend)
+    return residual + spikes.to(residual.dtype), after
 
 
 def _membrane(x: Tensor, membrane: Tensor | None) -> Tensor:
@@ -252,10 +251,14 @@ def _choose(backend: str, *tensors: Tensor) -> tuple[ModuleType, Sequence[Tensor
     """The kernels to use, and the tensors as they take them: Triton's as they are, the others in one wide type."""
     if backend not in BACKENDS:
         raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    if backend != "reference" and backend != "triton" and native.MISSING is None and _unfit(tensors) is None:
+        return native, tensors  # at once: decoding comes here for every operator of every token
     device = tensors[0].device
-    for tensor in tensors[1:]:
+    for tensor in tensors:
         if tensor.device != device:
-            raise UserError(f"tensors are on {device} and on {tensor.device}; move model, tokens and state to one device")
+            raise UserError(
+                f"tensors are on {device} and on {tensor.device}; move model, tokens and state to one device"
+            )
     if _on_triton(backend, *tensors):
         return triton, tensors
     wide = _promote(*tensors)
@@ -290,7 +293,7 @@ def _pick(backend: str, tensors: Sequence[Tensor]) -> ModuleType:
 
 def _unfit(tensors: Sequence[Tensor]) -> str | None:
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"they run on the CPU, and a tensor is on {tensor.device}"
         if tensor.dtype != torch.float32:
             return f"they compute in float32, and a tensor is {tensor.dtype}"

@@ -31,7 +31,14 @@ struct Job {
 // Rows that are asked for before they are needed; a row is up to 6 cache lines.
 constexpr int kAhead = 24;
 
-inline void prefetch(const uint8_t *row, int bytes) {
+// Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
+#if defined(__GNUC__)
+#define SPIKEGPT_INLINE inline __attribute__((always_inline))
+#else
+#define SPIKEGPT_INLINE inline
+#endif
+
+SPIKEGPT_INLINE void prefetch(const uint8_t *row, int bytes) {
 #if defined(__AVX2__)
   for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char *>(row + i), _MM_HINT_T1);
 #elif defined(__GNUC__)
@@ -43,7 +50,7 @@ inline void prefetch(const uint8_t *row, int bytes) {
 
 // Asks for rows i + kAhead ... of this job, or of the next one if this is nearly done.
 template <int rows>
-inline void look_ahead(const Job &job, const Job *next, int i, int bytes) {
+SPIKEGPT_INLINE void look_ahead(const Job &job, const Job *next, int i, int bytes) {
   const int at = i + kAhead;
   if (at + rows <= job.count) {
     for (int n = 0; n < rows; ++n) prefetch(job.tile + job.offset[at + n], bytes);

@@ -1,0 +1,62 @@
+"""What one batch asks of a model: its loss, and the state to go on from. B batch, T tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainConfig
+from .loss import distillation, loss_fn
+from .model import SpikeGPT
+from .state import State
+
+
+class Objective(nn.Module):
+    """The model and its loss as one module, so that precision and processes wrap both and leave the model as it is."""
+
+    def __init__(self, model: SpikeGPT, config: TrainConfig, teacher: SpikeGPT | None) -> None:
+        super().__init__()
+        self.model = model
+        self.distill = config.distill if teacher is not None else 0.0
+        self.penalty = config.logit_penalty
+        self.carries = config.carry_state
+        self.carried: list[State | None] = [None, None]
+        """What the model and its teacher remember of the batch before, cut off from its graph."""
+        # A list hides the compiled twin and the teacher from named_parameters.
+        self._readers: list[Any] = [torch.compile(model) if config.compile else model, teacher]
+
+    def forward(self, inputs: Tensor, targets: Tensor, begins: bool = True) -> Tensor:
+        """Loss (a scalar) of inputs [B, T] at targets [B, T]; where no text `begins`, they go on from the last batch."""
+        logits = self._read(0, inputs, begins)
+        loss = loss_fn(logits, targets, self.penalty)
+        if self.distill == 0:
+            return loss
+        with torch.no_grad():
+            taught = self._read(1, inputs, begins)
+        return (1 - self.distill) * loss + self.distill * distillation(logits, taught)
+
+    def _read(self, reader: int, inputs: Tensor, begins: bool) -> Tensor:
+        state = None if begins else self.carried[reader]
+        logits, state = self._readers[reader](inputs, state)
+        if self.carries:
+            # Copies: a view of the last token would keep the whole batch's activations.
+            self.carried[reader] = state.map(lambda tensor: tensor.detach().clone())
+        return logits
+
+    def named_carried(self) -> dict[str, Tensor]:
+        """The carried states' tensors by name."""
+        return {
+            f"carried.{reader}.{name}": tensor
+            for reader, state in enumerate(self.carried)
+            if state is not None
+            for name, tensor in state.named().items()
+        }
+
+    def load_carried(self, tensors: dict[str, Tensor]) -> None:
+        """The reverse of `named_carried`."""
+        for reader in (0, 1):
+            prefix = f"carried.{reader}."
+            mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            self.carried[reader] = State.from_named(mine) if mine else None
