@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spikegpt.config import ModelConfig
+from spikegpt.spikify import spread
+
 RESULTS = Path(__file__).with_name("results.jsonl")
 TOKENIZER = "bpe:4096"
 # 6 x 256 has 5.1M matrix parameters and 1.05M in the head; 2,800 x 2,048 tokens are 20.3 MB of the books.
@@ -39,8 +42,8 @@ class Run:
 
 
 def graded(activity: float, **more: Any) -> dict[str, Any]:
-    """The prototype's neuron at an activity; the hidden layer, naturally sparse, at three quarters of it."""
-    return {"activity": activity, "hidden_activity": 0.75 * activity, **more}
+    """The prototype's neuron, with `activity` as the average over all weights; the hidden layer fires less."""
+    return {**spread(activity, ModelConfig(vocab_size=4096, **SHAPE)), **more}
 
 
 RUNS: dict[str, Run] = {

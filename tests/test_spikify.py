@@ -46,7 +46,7 @@ def test_distillation_is_the_divergence_from_the_teacher() -> None:
 def test_spikify_keeps_the_knowledge_and_reaches_the_activity(twin: Path, tmp_path: Path) -> None:
     config = TrainConfig(steps=60, lr=2e-3, warmup=5, batch_size=8, distill=0.5)
     spikify(
-        twin / "run", tmp_path / "events", data=[twin / "text.txt"], event=EventConfig(activity=0.3), config=config,
+        twin / "run", tmp_path / "events", data=[twin / "text.txt"], activity=0.3, config=config,
         cache=tmp_path / "cache", progress=False,
     )  # fmt: skip
     model = load_model(tmp_path / "events").eval()
@@ -91,4 +91,11 @@ def test_command(twin: Path, tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout)["step"] == 2
-    assert load_model(tmp_path / "out").config.event.activity == 0.2
+    event = load_model(tmp_path / "out").config.event
+    assert event.hidden_activity == pytest.approx(0.08) and event.activity > 0.2
+    assert event.start_activity == 0.5
+
+
+def test_activity_is_a_share(twin: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="activity=1.5 must be in"):
+        spikify(twin / "run", tmp_path / "out", data=[twin / "text.txt"], activity=1.5, progress=False)

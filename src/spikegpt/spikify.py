@@ -23,6 +23,10 @@ from .train import fit
 
 PathLike = str | os.PathLike[str]
 
+START = 0.5
+"""Activity at which the fine-tuning begins."""
+HIDDEN = 0.4
+"""Activity of the hidden layer, naturally sparse after relu^2, over the average of the model."""
 ROUNDS = 40
 """Batches over which thresholds settle before the fine-tuning."""
 
@@ -32,6 +36,7 @@ def spikify(
     out: PathLike,
     *,
     data: Sequence[PathLike],
+    activity: float = 0.15,
     valid: Sequence[PathLike] = (),
     event: EventConfig | None = None,
     config: TrainConfig | None = None,
@@ -40,17 +45,21 @@ def spikify(
 ) -> dict[str, Any]:
     """Make the continuous model `source` event-driven, into the run directory `out`; the run's last figures.
 
-    The weights are kept, a neuron is put in front of every matrix, its threshold set from `data` for the activity that
-    `event` asks for, and everything fine-tuned with the original as the teacher (`config.distill`).
+    The weights are kept, a neuron is put in front of every matrix, its threshold set from `data`, and everything
+    fine-tuned with the original as the teacher (`config.distill`) while the activity falls to `activity`.
 
     Args:
         source: directory of a model with spikes="none", or a file that `convert` reads.
-        event: the neurons. config: the fine-tuning; its default is 500 steps with equal parts of text and teacher.
+        activity: share of the weights to be read per token, in (0, 1]; see `spread`.
+        event: everything else about the neurons.
+        config: the fine-tuning; by default 500 steps that learn in equal parts from text and teacher.
         data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
     Raises:
         UsageError: `source` is not a continuous model, or `data` is shorter than a context.
     """
+    event = event or EventConfig(start_activity=max(activity, START))
     teacher = _read(Path(source))
+    event = dataclasses.replace(event, **spread(activity, teacher.config))
     tokenizer = teacher.tokenizer
     if tokenizer is None:
         raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
@@ -61,12 +70,29 @@ def spikify(
     )  # fmt: skip
     windows = Windows(corpus.train, config.batch_size, config.context or teacher.config.context, config.seed)
     torch.manual_seed(config.seed)
-    student = event_driven(teacher, event or EventConfig())
+    student = event_driven(teacher, event)
     calibrate(student, teacher, windows)
     return fit(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
         progress=progress, teacher=teacher if config.distill else None,
     )  # fmt: skip
+
+
+def spread(activity: float, config: ModelConfig) -> dict[str, float]:
+    """Fields of an EventConfig such that `activity` of all weights are read per token, the hidden layer's less.
+
+    Raises ConfigError outside (0, 1].
+    """
+    EventConfig(activity=activity)
+    inner = config.n_layer * config.hidden * config.n_embd
+    total = (
+        config.n_layer * (5 * config.n_embd**2 + 2 * config.hidden * config.n_embd) + config.n_embd * config.vocab_size
+    )
+    share = inner / total
+    return {
+        "activity": min(1.0, activity * (1 - HIDDEN * share) / (1 - share)),
+        "hidden_activity": HIDDEN * activity,
+    }
 
 
 def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:

@@ -17,7 +17,7 @@ def spikify(
     valid: Annotated[
         list[Path], typer.Option(help="Held-out text; repeatable.", show_default="a share of the data")
     ] = [],  # noqa: B006 (typer copies it)
-    activity: Annotated[float, typer.Option(help="Share of neurons that fires per token, in (0, 1].")] = 0.15,
+    activity: Annotated[float, typer.Option(help="Share of the weights read per token, in (0, 1].")] = 0.15,
     steps: Annotated[int, typer.Option(help="Steps of fine-tuning.")] = 500,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
@@ -29,7 +29,7 @@ def spikify(
     json: Json = False,
 ) -> None:
     """Turn a continuous model into an event-driven one: thresholds from text, then a short fine-tuning."""
-    from ..config import EventConfig, TrainConfig
+    from ..config import TrainConfig
     from ..spikify import spikify as run
     from .show import print_json
 
@@ -37,7 +37,7 @@ def spikify(
         steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill,
         precision=precision,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
-    result = run(source, out, data=data, valid=valid, event=EventConfig(activity=activity), config=config, cache=cache)
+    result = run(source, out, data=data, valid=valid, activity=activity, config=config, cache=cache)
     if json:
         print_json(result)
     if result["interrupted"]:
