@@ -1,14 +1,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The constraints pin torch: a later step that resolved it anew could pull gigabytes of CUDA packages.
+PIP := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test bench lint install clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spikegpt demo
 
+# The tests are many and small: a thread each, and a process for each core.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
@@ -16,22 +19,28 @@ bench: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src -name '*.py' -o -name '*.cpp' -o -name '*.h')
+SOURCES := pyproject.toml README.md CMakeLists.txt $(shell find src -type f -not -name '*.so' -not -name '*.pyc')
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first and pinned: an install that resolves it later could pull gigabytes of CUDA packages.
+# torch comes first and alone, so that whatever build of it is at hand (a wheel for the CPU, say) stays.
 $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q -c constraints.txt torch numpy
+	$(PIP) torch numpy
 	touch $@
 
 $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
-	$(BIN)/pip install -q -c constraints.txt .
+	$(PIP) .
 	touch $@
 
-$(VENV)/.installed-test: $(SOURCES) $(VENV)/.torch
-	$(BIN)/pip install -q -c constraints.txt '.[test,lint,plot]'
+# Other implementations that tests and benchmarks compare with. What does not install is left out: its tests skip and
+# say so. The last two ask for torchvision and torchaudio, which would bring another torch and are not needed here;
+# loguru is what spikingjelly imports.
+PEERS := 'spikegpt[hf]' 'spikegpt[lm-eval]' triton rwkv loguru '--no-deps spikingjelly' '--no-deps neurobench'
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) 'spikegpt[test,lint]'
+	@for peer in $(PEERS); do $(PIP) $$peer || echo "$$peer: not installed, its tests will skip"; done
 	touch $@
 
 clean:

@@ -276,6 +276,7 @@ def test_only_the_state_has_a_gradient():
     assert_close(*grads, 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_compiles_without_a_graph_break():
     def function(decay, first, k, v, state, x):
         a, b = ops.shift_mix(x, state[:, 0], [decay, first], backend="triton")
@@ -327,6 +328,17 @@ def test_a_model_is_the_same_model(spikes):
         results.append([logits.detach(), *state.detach().named().values(), *(p.grad for p in model.parameters())])
     for a, e in zip(results[1], results[0], strict=True):
         assert_close(a, e, 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("spikes", ["after", "none", "before"])
+def test_a_model_compiles_without_a_graph_break(spikes):
+    model = SpikeGPT(
+        ModelConfig(vocab_size=11, n_layer=1, n_embd=8, spikes=spikes, dropout=0.0), backend="triton"
+    ).eval()
+    ids = torch.randint(11, (1, 3), generator=generator())
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(ids)[0].detach(), model(ids)[0].detach(), 1e-5)
 
 
 def test_a_choice_is_kept_or_refused():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 from tiny import make_model
@@ -143,8 +144,8 @@ def test_draw(call, model, tmp_path):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     assert call("draw", "The cat", "-m", model, "--out", tmp_path / "a.png")[0] == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    code, _, err = call("draw", "The cat", "-m", model, "--out", tmp_path / "a.nonsense")
-    assert code == 1 and "cannot write the picture" in err
+    code, _, err = call("draw", "The cat", "-m", model, "--out", tmp_path / "nowhere" / "a.png")
+    assert code == 1 and "cannot write" in err
 
 
 def test_info(call, model):
@@ -163,20 +164,57 @@ def test_info(call, model):
         (["eval"], 2, "--data"),
         (["generate", "-n", "many"], 2, "--max-tokens"),
         (["generate", "-m", "tiny", "--device", "warp"], 2, "no device 'warp'"),
-        (["generate", "-m", "tiny", "--top-p", "7"], 2, "top_p"),
+        (["generate", "-m", "MODEL", "--device", "meta"], 2, "no device 'meta'"),
+        (["generate", "-m", "MODEL", "--backend", "warp"], 2, "backend 'warp'"),
+        (["generate", "-m", "MODEL", "--top-p", "7"], 2, "top_p"),
+        (["generate", "-m", "MODEL", "--seed", str(2**64)], 2, "64 bits"),
+        (["generate", "-m", "MODEL", "--stop", ""], 2, "stop string"),
+        (["generate", "-m", "MODEL", "-n", "-1"], 2, "max_tokens=-1"),
+        (["generate", "-m", "MODEL", "--state", "nowhere"], 1, "no saved state nowhere"),
+        (["generate", "-m", "MODEL", "--save-state", "."], 2, "is a folder"),
+        (["generate", "-m", __file__], 2, "convert it first"),
+        (["draw", "a", "-m", "MODEL", "--channels", "0"], 2, "channels=0"),
+        (["draw", "a", "-m", "MODEL", "--out", "a.nonsense"], 2, "written as .png"),
+        (["trace", "a", "-m", "MODEL", "--layers", "1-0"], 2, "backwards"),
+        (["trace", "a", "-m", "MODEL", "--layers", "0-9"], 2, "layer 2 is not"),
+        (["pack", __file__], 1, "not a model directory"),
         (["eval", "-m", "tiny", "-d", "nowhere.txt"], 1, "nowhere.txt does not exist"),
         (["train", "-d", ".", "-o", "run", "--steps", "0"], 2, "steps=0"),
         (["train", "-d", ".", "-o", "run", "--preset", "huge"], 2, "no preset 'huge'"),
         (["train", "-d", ".", "-o", "run", "--set", "n_layr=2"], 2, "did you mean 'n_layer'"),
+        (["train", "-d", ".", "-o", "run", "--set", "n_layer=two"], 2, "must be a whole number"),
+        (["train", "-d", ".", "-o", "run", "--set", "n_layer=1", "--set", "n_layer.x=1"], 2, "no fields"),
+        (["train", "-d", ".", "-o", "run", "--seed", "-1"], 2, "seed=-1"),
         (["train", "-d", ".", "-o", "run", "--tokenizer", "words"], 2, "no tokenizer 'words'"),
+        (["train", "-d", __file__, "-o", "run", "-p", "46m", "--teacher", "nowhere"], 2, "no model 'nowhere'"),
     ],
 )
-def test_mistakes_are_one_line_with_a_code(call, tmp_path, monkeypatch, args, code, words):
+def test_mistakes_are_one_line_with_a_code(call, model, tmp_path, monkeypatch, args, code, words):
     monkeypatch.chdir(tmp_path)
-    got, out, err = call(*args)
+    got, out, err = call(*(model if arg == "MODEL" else arg for arg in args))
     assert (got, out, err.count("\n")) == (code, "", 1)
     assert err.startswith("error: ") and words in err
     assert not list(tmp_path.iterdir())
+
+
+def test_no_run_is_prepared_where_one_is(call, model, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    code, _, err = call("train", "-d", tmp_path / "a.txt", "-o", model, "--cache", tmp_path / "cache")
+    assert code == 2 and "already holds" in err and not (tmp_path / "cache").exists()
+
+
+def test_out_of_memory_is_one_line(call, tmp_path):
+    where = ["-o", tmp_path / "run", "--cache", tmp_path / "cache"]
+    code, _, err = call("train", "-d", __file__, *where, "-p", "tiny", "--set", "n_embd=40000000", "--hold-out", 0)
+    assert (code, err) == (1, "error: out of memory; choose a smaller model, batch or text\n")
+
+
+def test_a_warning_is_one_line(call, model, monkeypatch):
+    monkeypatch.setattr("spikegpt.ops.native.MISSING", "no compiler")
+    monkeypatch.setattr("spikegpt.ops._warned", False)
+    with warnings.catch_warnings(action="default"):
+        code, _, err = call("generate", "-m", model, "Once", "-n", 2)
+    assert code == 0 and err.startswith("warning: operators run in plain PyTorch") and err.count("\n") == 1
 
 
 def test_nothing_at_all_is_help(call):

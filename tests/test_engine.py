@@ -170,7 +170,7 @@ def test_sequences_of_a_batch_do_not_see_each_other() -> None:
     for row in range(3):
         alone, _ = engine(ids[row : row + 1])
         assert torch.equal(alone[0], logits[row])
-    again, _ = engine(ids[1:2], state.index([1]))
+    again, _ = engine(ids[1:2], state.take([1]))
     assert torch.equal(again, engine(ids, state)[0][1:2])
 
 

@@ -126,3 +126,11 @@ def test_bad_input(tmp_path):
     model.tokenizer = None
     with pytest.raises(UsageError, match="no tokenizer"):
         evaluate(model, TEXT)
+
+
+def test_a_diverged_model_has_no_figures():
+    model = make_model()
+    with torch.no_grad():
+        model.head.weight[0] = float("nan")
+    with pytest.raises(UserError, match="diverged"):
+        evaluate(model, TEXT)

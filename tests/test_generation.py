@@ -241,7 +241,8 @@ def test_repetition_penalty():
 
 
 @pytest.mark.parametrize(
-    "options", [dict(temperature=-1), dict(top_k=-1), dict(top_p=0), dict(min_p=2), dict(repetition_penalty=0)]
+    "options",
+    [dict(temperature=-1), dict(top_k=-1), dict(top_p=0), dict(min_p=2), dict(repetition_penalty=0), dict(seed=2**64)],
 )
 def test_settings_out_of_range(options):
     with pytest.raises(UsageError, match=next(iter(options))):

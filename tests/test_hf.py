@@ -98,7 +98,7 @@ def test_padded_rows_give_what_they_give_alone(directory, side):
         torch.testing.assert_close(together.logits[row, real], alone.logits[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(together.logits[row, -1], alone.logits[0, -1], rtol=1e-4, atol=1e-4)
         expected = alone.past_key_values.state.named()
-        for name, tensor in together.past_key_values.state.index([row]).named().items():
+        for name, tensor in together.past_key_values.state.take([row]).named().items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4, msg=name)
 
 

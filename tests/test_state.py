@@ -96,7 +96,7 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path, content: bytes) -> N
 
 def test_rows_are_taken_and_put_together() -> None:
     state = after(make_model())
-    rows = [state.index([0]), state.index([1])]
+    rows = [state.take([0]), state.take([1])]
     assert [row.batch_size for row in rows] == [1, 1]
     together = State.stack(rows).named()
     assert all(torch.equal(together[name], tensor) for name, tensor in state.named().items())

@@ -94,8 +94,8 @@ def test_what_are_no_layers_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("after", {"layers": [2]}, r"\[2\] are not among the model's, 0 to 1"),
-        ("after", {"layers": []}, "not among"),
+        ("after", {"layers": [0, 2]}, "layer 2 is not among the model's, 0 to 1"),
+        ("after", {"layers": []}, "no neurons"),
         ("none", {}, "no neurons"),
         ("after", {"texts": ""}, "no text"),
         ("after", {"chunk": 0}, "chunk=0"),

@@ -15,9 +15,11 @@ import training
 from safetensors.torch import load_file
 
 from spikegpt.checkpoint import latest_checkpoint, load, load_model
+from spikegpt.data import prepare
 from spikegpt.errors import UsageError, UserError
 from spikegpt.interrupt import Stop
 from spikegpt.progress import MetricsLog
+from spikegpt.tokenizer import ByteTokenizer
 from spikegpt.train import Run
 
 
@@ -260,6 +262,16 @@ def test_nothing_to_resume_and_nothing_overwritten(tmp_path, corpus):
 def test_context_longer_than_the_text(tmp_path, corpus):
     with pytest.raises(UserError, match="shorter than a context"):
         training.run(tmp_path / "run", corpus, train={"context": 10**6})
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_text_too_short_is_told_before_training(tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("a" * 99)
+    prepare([text], ByteTokenizer(), tmp_path / "cache", valid=0.01, progress=False)
+    (folder,) = (tmp_path / "cache").glob("tokens-*")
+    with pytest.raises(UsageError, match="held-out text has 1 tokens"):
+        training.run(tmp_path / "run", folder)
     assert not (tmp_path / "run").exists()
 
 

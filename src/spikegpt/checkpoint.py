@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .config import PRESETS, ConfigError, ModelConfig, preset
 from .errors import UsageError, UserError
+from .files import cannot_write
 from .model import SpikeGPT
 from .tokenizer import ByteTokenizer, load_tokenizer
 
@@ -65,6 +66,10 @@ def load(
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
     path = Path(__file__).parent / "shipped" if name is None else Path(name)
+    if name is None and not path.is_dir():
+        raise UserError(
+            f"this spikegpt came without its trained model; name a directory, or one of {', '.join(PRESETS)}"
+        )
     if name is None or path.is_dir():
         from .engine import EventModel
         from .engine.pack import is_packed, unpack
@@ -75,7 +80,8 @@ def load(
             return EventModel.load(path)
         return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)
     if str(name) not in PRESETS:
-        raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {', '.join(PRESETS)}")
+        mend = f"; if it is a checkpoint, convert it first: spikegpt convert {path} DIR" if path.is_file() else ""
+        raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {', '.join(PRESETS)}{mend}")
     if engine == "event":
         raise UsageError(f"the preset {name} is not event-driven; train it with --spikes before first")
     tokenizer = ByteTokenizer()
@@ -151,7 +157,8 @@ def save_model(
 ) -> None:
     """Write a model directory as a whole; one that exists is replaced only with `force`, and only if it is a model.
 
-    `tokenizer` is by default the model's own; `dtype` is what weights are rounded to. UsageError: there is none, or the directory must not be replaced.
+    `tokenizer` is by default the model's own; `dtype` is what weights are rounded to. UsageError: there is none, or the
+    directory must not be replaced.
     """
     directory = Path(directory)
     tokenizer = tokenizer or model.tokenizer
@@ -196,7 +203,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 def save_checkpoint(
     run: Path, step: int, model: SpikeGPT, tokenizer: Tokenizer, *,
-    tensors: dict[str, Tensor], values: dict[str, Any], keep: int,
+    tensors: dict[str, Tensor], values: dict[str, Any], keep: int, also: Callable[[Path], None] | None = None,
 ) -> Path:  # fmt: skip
     """Write the checkpoint of `step`, a model directory with the trainer's `tensors` and `values`; keep the newest."""
 
@@ -204,6 +211,8 @@ def save_checkpoint(
         write_model(inside, model, tokenizer)
         write_tensors(inside / TRAINING_TENSORS, tensors)
         write_json(inside / TRAINING, {"format": FORMAT, "step": step, **values})
+        if also is not None:
+            also(inside)
 
     path = checkpoint_path(run, step)
     write_directory(path, fill)
@@ -236,8 +245,7 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staged, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another place") from None
+        raise cannot_write(path, error) from None
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -290,7 +298,9 @@ def check_replaceable(directory: Path, force: bool) -> None:
         return
     inside = {entry.name for entry in directory.iterdir()} if directory.is_dir() else {directory.name}
     if inside and not force:
-        raise UsageError(f"{directory} already exists; choose another directory or replace it with force")
+        raise UsageError(
+            f"{directory} already exists; choose another directory or replace it with --force (force=True)"
+        )
     if others := sorted(inside - _MODEL_FILES):
         raise UsageError(f"{directory} holds more than a model ({', '.join(others[:3])}); choose another directory")
 
@@ -298,7 +308,7 @@ def check_replaceable(directory: Path, force: bool) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no JSON ({error}); the directory is damaged or of another program") from None

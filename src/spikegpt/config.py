@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
 
@@ -30,18 +32,33 @@ def _choice(name: str, value: Any, kind: Any) -> None:
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{name}={value!r} must be above zero")
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r} must be above zero{' and finite' if value > 0 else ''}")
 
 
 def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, 1)
+    """`values`, which may come from a file or a command line, if each is a field of `cls` and of its type."""
+    kinds = get_type_hints(cls)
+    for key, value in values.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{cls.__name__} has no field {key!r}{hint}")
+        accepted = get_args(kinds[key]) if get_origin(kinds[key]) in (Union, UnionType) else (kinds[key],)
+        if not any(_is_a(value, kind) for kind in accepted):
+            raise ConfigError(f"{key}={value!r} must be {' or '.join(_NAMES.get(kind, 'text') for kind in accepted)}")
     return values
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    match value:
+        case bool():
+            return kind is bool
+        case int() | float():
+            return kind is float or (kind is int and isinstance(value, int))
+        case dict():
+            return kind is EventConfig
+    return isinstance(value, str if get_origin(kind) is Literal else kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +187,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "260m": dict(n_layer=24, n_embd=768, vocab_size=50277, context=1024),
 }
 PRESETS = tuple(_PRESETS)
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", type(None): "null", EventConfig: "an object"}
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
@@ -233,6 +251,12 @@ class TrainConfig:
     """Checkpoints kept."""
     compile: bool = False
     """Run the model through torch.compile."""
+    carry_state: bool = False
+    """Read the text as contiguous streams and carry the state from batch to batch (truncated back-propagation in time)."""
+    recompute: bool = False
+    """Compute blocks again on the way back rather than keep what they computed: less memory, a third more work."""
+    shard: bool = False
+    """Split weights, gradients and optimiser over the processes (FSDP2) instead of a copy in each (DDP)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "lr", "eps", "log_every", "keep"):
@@ -254,6 +278,13 @@ class TrainConfig:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative")
+        if self.eval_tokens == 1:
+            raise ConfigError("eval_tokens=1 must be 0 (all of them) or at least 2: one predicts the next")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must be 0 to 2^63 - 1")
         if not 0 <= self.distill <= 1:
             raise ConfigError(f"distill={self.distill} must be in [0, 1]")
         if not 0 < self.decay <= 1:

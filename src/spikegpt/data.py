@@ -60,7 +60,7 @@ class Windows:
         if token_file.n_tokens <= context:
             raise UserError(
                 f"the text is shorter than a context: {token_file.n_tokens} tokens, and windows of {context} need "
-                f"{context + 1}; give more text or a context below {token_file.n_tokens}"
+                f"{context + 1}; give more text or a context below {max(token_file.n_tokens, 2)}"
             )
         self.token_file, self.batch_size, self.context = token_file, batch_size, context
         self.seed, self.rank, self.world = seed, rank, world

@@ -107,7 +107,7 @@ def bits_on_tokens(
     Each token is predicted from all before it, `chunk` tokens at a time. The first has none before it and is charged
     log2(V), so that every byte is paid for. With `streams` > 1 the tokens are read as that many contiguous parts in one
     batch: faster, but only approximate, for each part begins with an empty state and the one token before it.
-    `report` hears of every chunk. Raises UserError for fewer than 2 tokens.
+    `report` hears of every chunk. Raises UserError for fewer than 2 tokens, and where the model predicts NaN.
     """
     if len(ids) < 2:
         raise UserError(f"a text of {len(ids)} tokens is too short to evaluate; at least 2 are needed")
@@ -123,6 +123,8 @@ def bits_on_tokens(
             nats += _nats(logits, targets[:, start : start + chunk].to(device))
             if report is not None:
                 report(min((start + chunk) * len(inputs), len(ids)), len(ids))
+    if math.isnan(nats):
+        raise UserError("the model predicts no numbers (NaN); its weights may come from a run that diverged")
     bits = nats / math.log(2)
     return Evaluation(
         bits_per_byte=bits / n_bytes,

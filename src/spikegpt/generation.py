@@ -53,6 +53,8 @@ def generate(
     """
     if save_state is not None and not Path(save_state).absolute().parent.is_dir():
         raise UsageError(f"{save_state} cannot be written: its folder does not exist; make it first")
+    if save_state is not None and Path(save_state).is_dir():
+        raise UsageError(f"{save_state} is a folder; name a file for the state")
     sampler = make_sampler(
         temperature=temperature,
         top_k=top_k,
@@ -214,7 +216,7 @@ def _decode(model: Any, texts: list[Text], state: State) -> Generator[str, None,
     device = device_of(model)
     while rows := [row for row, text in enumerate(texts) if text.reason is None]:
         if len(rows) < len(texts):
-            texts, state = [texts[row] for row in rows], state.index(rows)
+            texts, state = [texts[row] for row in rows], state.take(rows)
         logits, state = model(torch.tensor([[text.pending] for text in texts], device=device), state)
         for text, scores in zip(texts, logits[:, -1].float().cpu(), strict=True):
             if piece := text.advance(scores):
@@ -252,10 +254,7 @@ def start_id(tokenizer: Tokenizer) -> int:
 
 def save_session(path: PathLike, state: State, pending: int) -> None:
     """Write a state and the token that it has not read yet."""
-    try:
-        state.save(path, {"pending": json.dumps(pending)})
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from None
+    state.save(path, {"pending": json.dumps(pending)})
 
 
 def load_session(path: PathLike, model: Any) -> tuple[State, list[int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .files import write_atomically
 from .tokenizer import load_tokenizer
 
 CODE = "modeling_spikegpt.py"
@@ -113,6 +114,4 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, lambda staged: staged.write_text(text, encoding="utf-8"))

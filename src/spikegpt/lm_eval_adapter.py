@@ -105,7 +105,7 @@ class SpikeGPTLM(TemplateLM):
                 pairs.sort(key=lambda pair: -len(requests[pair[1]][2]))
                 for part in _batches(pairs, self.batch_size):
                     ids = [[contexts[row][-1], *requests[index][2]] for row, index in part]
-                    scores = self._score(ids, states.index([row for row, _ in part]))
+                    scores = self._score(ids, states.take([row for row, _ in part]))
                     for (_, index), score in zip(part, scores, strict=True):
                         results[index] = score
                         self.cache_hook.add_partial("loglikelihood", requests[index][0], score)

@@ -31,11 +31,27 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
         self.backend = backend
 
-    def forward(self, input: Tensor) -> Tensor:
-        return ops.linear(input, self.weight, backend=self.backend)
+    def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The product, times `scale` [1] if there is one."""
+        if scale is None:
+            return ops.linear(input, self.weight, backend=self.backend)
+        if torch.is_grad_enabled() and input.numel() > self.weight.numel():
+            return ops.linear(input, self.weight * scale, backend=self.backend)  # the smaller of the two to go through
+        return ops.linear(input, self.weight, backend=self.backend) * scale
 
     def reset_parameters(self) -> None:
         """Nothing: `initialise` fills every parameter once."""
+
+
+class Dropout(nn.Module):
+    """Sets a share `p` of its input to 0 while training."""
+
+    def __init__(self, p: float, backend: str) -> None:
+        super().__init__()
+        self.p, self.backend = p, backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.p, backend=self.backend) if self.training and self.p > 0 else x
 
 
 class Mix(nn.Module):
@@ -69,7 +85,7 @@ class Mix(nn.Module):
         events, membrane = neuron(x, old.get(site))
         if membrane is not None:
             new[site] = membrane
-        return matrix(events) * neuron.unit
+        return matrix(events, neuron.unit)
 
     def input_dtype(self, x: Tensor) -> torch.dtype:
         """The type to make a matrix's input in: what the product reads, or x's own for a neuron in between."""
@@ -137,8 +153,8 @@ class ChannelMix(Mix):
         how: Any = {"dtype": self.input_dtype(x), "backend": self.backend}
         k, r = ops.shift_mix(x, state.shift, (self.time_mix_k, self.time_mix_r), **how)
         k, r = self.project("key", k, old, new), self.project("receptance", r, old, new)
-        v = self.project("value", ops.relu_squared(k, **how), old, new)
-        return torch.sigmoid(r) * v, MixState(x[:, -1], None, new)
+        v = self.project("value", ops.relu_squared(k, backend=self.backend), old, new)
+        return ops.gate(r, v, backend=self.backend), MixState(x[:, -1], None, new)
 
 
 class Block(nn.Module):
@@ -158,7 +174,7 @@ class Block(nn.Module):
         if self.spiking:
             self.lif1 = LIF(config, backend)
             self.lif2 = LIF(config, backend)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout, backend)
 
     def forward(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         membranes: dict[str, Tensor] = {}
@@ -180,12 +196,14 @@ class Block(nn.Module):
 class SpikeGPT(nn.Module):
     """The language model.
 
-    `logits, state = model(ids, state)`: ids [B, T] int64, logits [B, T, V] float32. Without a state the text begins.
-    A whole text, its tokens one by one, and chunks of any size give the same.
+    `logits, state = model(ids, state)`: ids [B, T] int64, logits [B, T, V] float32 (while training, of the type that the
+    product gives). Without a state the text begins. A whole text, its tokens one by one, and chunks of any size give the
+    same.
     """
 
     def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
         super().__init__()
+        ops.require(backend)
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self.gradient_checkpointing = False
@@ -233,7 +251,7 @@ class SpikeGPT(nn.Module):
         x = self.emb(ids).to(self.ln_out.weight.dtype)  # full precision even where the matrices are stored in half
         if self.emb_spike is not None:
             x, _ = self.emb_spike(x)
-        x = self.blocks[0].ln0(x)
+        x = self.get_submodule("blocks.0.ln0")(x)
         blocks = []
         for block, old in zip(self.blocks, state.blocks, strict=True):
             x, new = self._run(block, x, old)
@@ -246,12 +264,15 @@ class SpikeGPT(nn.Module):
         return block(x, state)
 
     def read_out(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """`features` [B, T, C] to logits [B, T, V] float32, through the head's neuron if there is one."""
+        """`features` [B, T, C] to logits [B, T, V], through the head's neuron if there is one."""
         if self.head_neuron is None:
-            return self.head(x).float(), state
+            return self._widened(self.head(x)), state
         events, membrane = self.head_neuron(x, state.membranes.get("head_neuron"))
-        logits = self.head(events).float() * self.head_neuron.unit
+        logits = self._widened(self.head(events, self.head_neuron.unit))
         return logits, state if membrane is None else state._replace(membranes={"head_neuron": membrane})
+
+    def _widened(self, logits: Tensor) -> Tensor:
+        return logits if self.training else logits.float()  # the largest tensor of a training step by far
 
     @property
     def head_remembers(self) -> bool:

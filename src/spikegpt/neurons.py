@@ -98,17 +98,15 @@ class EventNeuron(Neuron):
         events, after = ops.event(
             x, self.threshold.expand(self.width), self.unit.expand(self.width), self.leak(), membrane,
             levels=self.config.levels, signed=self.signed, reset=self.config.reset, window=self.config.window,
-            backend=self.backend,
+            dtype=ops.matrix_dtype(x), backend=self.backend,
         )  # fmt: skip
         if self.training:
             self._count(events.detach()[:, :: self.sampled])
         return events, after if self.has_membrane else None
 
     def _count(self, events: Tensor) -> None:
-        size = events.abs()
-        self.events_seen += torch.stack([
-            torch.count_nonzero(size), (size >= self.config.levels).sum(), torch.tensor(events.numel())
-        ])  # fmt: skip
+        self.events_seen[:2] += ops.tally(events, self.config.levels, backend=self.backend)
+        self.events_seen[2] += events.numel()
 
     @torch.no_grad()
     def adapt(self, done: float = 1.0) -> None:

@@ -29,7 +29,7 @@ def read_rows(
     begin = 0
     for end in _ends(lengths, columns):
         rows = (lengths > begin).nonzero().squeeze(1)
-        output, after = reader(packed[rows, begin:end], state.index(rows))
+        output, after = reader(packed[rows, begin:end], state.take(rows))
         whole = output.new_zeros(len(packed), *output.shape[1:])
         pieces.append(whole.index_copy(0, rows, output))
         old, new = state.named(), after.named()

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from .errors import UsageError, UserError
 from .evaluation import device_of, evaluating, tokenizer_of
+from .files import write_atomically
 from .neurons import Neuron
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,9 @@ def save_picture(raster: Raster, path: str | os.PathLike[str], channels: int | N
 
     Needs matplotlib, the extra `plot`.
     """
+    path = Path(path)
+    if path.suffix not in PICTURES:
+        raise UsageError(f"{path}: a picture is written as {', '.join(PICTURES)}; name it so")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -93,12 +99,10 @@ def save_picture(raster: Raster, path: str | os.PathLike[str], channels: int | N
         _draw_layer(axis, layer, raster.tokens, channels)
     for axis in axes[len(raster.layers) :]:
         axis.set_visible(False)
-    path = Path(path)
     try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        path.unlink(missing_ok=True)
-        raise UserError(f"cannot write the picture {path}: {error}") from None
+        write_atomically(path, lambda staged: figure.savefig(staged, format=path.suffix[1:]))
+    except ValueError as error:
+        raise UserError(f"cannot draw {path}: {error}; draw a shorter text") from None
 
 
 def _keep(name: str, spikes: dict[str, np.ndarray]) -> Any:
@@ -117,6 +121,8 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def _pick(spikes: np.ndarray, channels: int | None) -> np.ndarray:
+    if channels is not None and channels < 1:
+        raise UsageError(f"channels={channels} must be above zero")
     count = spikes.shape[1]
     return spikes if channels is None else spikes[:, np.arange(min(channels, count)) * count // min(channels, count)]
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .auto import Machine, as_begun, choose
 from .checkpoint import latest_checkpoint, load, read_config
 from .config import ModelConfig, TrainConfig, preset
 from .corpus import documents
 from .data import prepare
 from .errors import UsageError
 from .model import SpikeGPT
+from .resume import refuse_existing
 from .tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer, train_bpe
 from .train import fit
 
@@ -38,6 +41,7 @@ def train_on(
     progress: bool = True,
     tensorboard: bool = False,
     teacher: PathLike | None = None,
+    auto: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Train a model on files, folders and globs, into the directory `out`; the run's last figures, as of `train.fit`.
 
@@ -48,15 +52,24 @@ def train_on(
         resume: go on with the run in `out`, whose model and tokenizer it takes; the data must be given again.
         teacher: directory of a model with the same vocabulary, for `config.distill`.
         cache: where tokenised text is kept for the next run; None: `~/.cache/spikegpt`.
+        auto: pick precision, backend, batch_size and accumulate for this machine, but for those named here.
     """
     config = config or TrainConfig()
     out = Path(out)
     if resume:
         model_config, made = _of_run(out)
     else:
+        refuse_existing(out)
         wanted = preset(shape, **(overrides or {}))
         made = make_tokenizer(tokenizer or _suited(wanted), [*data, *valid])
         model_config = _with_vocabulary(wanted, made, "vocab_size" in (overrides or {}))
+    taught_by = None if teacher is None else load_teacher(teacher, model_config)
+    if auto is not None:
+        machine = Machine.found(device)
+        choice = as_begun(out, config, auto, backend, machine.processes) if resume else None
+        config, backend, reasons = choice or choose(model_config, config, auto, backend, machine)
+        if progress and os.environ.get("RANK", "0") == "0":
+            print(*(f"auto: {reason}" for reason in reasons), sep="\n", file=sys.stderr)
     corpus = prepare(
         [Path(path) for path in data],
         made,
@@ -69,8 +82,7 @@ def train_on(
     model = SpikeGPT(model_config, backend=backend)
     return fit(
         model, made, corpus.train, corpus.valid, config, out,
-        resume=resume, progress=progress, tensorboard=tensorboard, device=device,
-        teacher=None if teacher is None else load_teacher(teacher, model_config),
+        resume=resume, progress=progress, tensorboard=tensorboard, device=device, teacher=taught_by,
     )  # fmt: skip
 
 

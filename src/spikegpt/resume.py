@@ -14,9 +14,13 @@ from .config import TrainConfig
 from .errors import UsageError, UserError
 from .model import SpikeGPT
 from .optim import lr_at
+from .shares import read_shares, share_of
 
 # Fields that may change from one part of a run to the next: none of them touches a weight.
-_FREE = {"train.log_every", "train.eval_every", "train.eval_tokens", "train.save_every", "train.keep"}
+_FREE = {
+    "train.log_every", "train.eval_every", "train.eval_tokens", "train.save_every", "train.keep",
+    "train.recompute", "train.shard",
+}  # fmt: skip
 # Fields that shape the end of the schedule: they may change while no step taken would have been another.
 _ENDING = {"train.steps", "train.decay", "train.lr_min"}
 
@@ -24,19 +28,23 @@ _ENDING = {"train.steps", "train.decay", "train.lr_min"}
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state by parameter name: `optimizer.head.weight.exp_avg`."""
     return {
-        f"optimizer.{name}.{key}": torch.as_tensor(value)
+        f"optimizer.{name}.{key}": value if isinstance(value, Tensor) else torch.as_tensor(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`."""
+    """The reverse of `optimizer_tensors`, from whole tensors."""
     names = {parameter: f"optimizer.{name}." for name, parameter in model.named_parameters()}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
-        index: {key.removeprefix(name): tensor for key, tensor in tensors.items() if key.startswith(name)}
-        for index, name in enumerate(names[parameter] for parameter in ordered)
+        index: {
+            key.removeprefix(names[parameter]): share_of(tensor, parameter)
+            for key, tensor in tensors.items()
+            if key.startswith(names[parameter])
+        }
+        for index, parameter in enumerate(ordered)
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -52,9 +60,12 @@ def random_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
     }
 
 
-def load_random(accelerator: Accelerator, tensors: dict[str, Tensor]) -> None:
-    """The reverse of `random_tensors`."""
+def load_random(accelerator: Accelerator, tensors: dict[str, Tensor], seed: int) -> None:
+    """The reverse of `random_tensors`; another number of processes begins anew from `seed`."""
     rank = accelerator.process_index
+    if len(tensors["random.cpu"]) != accelerator.num_processes:
+        torch.manual_seed(seed + rank)
+        return
     torch.set_rng_state(tensors["random.cpu"][rank].clone())
     if accelerator.device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"][rank].clone(), accelerator.device)
@@ -71,9 +82,13 @@ def load_run(out: Path, model: SpikeGPT, described: dict[str, Any]) -> tuple[dic
     tensors, values = read_checkpoint(path)
     # Settings that the run's version did not know have their defaults.
     values["run"]["train"] = TrainConfig.from_dict(values["run"]["train"]).to_dict()
+    tensors |= read_shares(path)
+    _check_batch(out, values["run"], described)
     before = _flat({**values["run"], "model": read_config(path).to_dict()})
     now = _flat({**described, "model": model.config.to_dict()})
-    free = _FREE | _ENDING if _same_so_far(values["run"], described, values["step"]) else _FREE
+    free = _FREE | {"processes", "train.batch_size"}  # together they are the batch
+    if _same_so_far(values["run"], described, values["step"]):
+        free |= _ENDING
     for field in sorted(before.keys() | now.keys()):
         if before.get(field) != now.get(field) and field not in free:
             raise UsageError(
@@ -82,6 +97,20 @@ def load_run(out: Path, model: SpikeGPT, described: dict[str, Any]) -> tuple[dic
             )
     load_weights(model, path / WEIGHTS, device=next(model.parameters()).device)
     return tensors, values
+
+
+def _check_batch(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run may go on in another number of processes if all of them together read the same batches."""
+    (was, old), (will, new) = ((run["processes"], run["train"]["batch_size"]) for run in (before, now))
+    if was * old == will * new:
+        return
+    mend = (
+        f"give batch_size {was * old // will}" if was * old % will == 0 else f"use a divisor of {was * old} processes"
+    )
+    raise UsageError(
+        f"cannot resume {out}: batch_size is {new} and processes is {will}, but the run began with {was} of batch_size "
+        f"{old}; {mend}, so that a step reads the same {was * old} sequences"
+    )
 
 
 def _same_so_far(before: dict[str, Any], now: dict[str, Any], steps: int) -> bool:

@@ -39,6 +39,7 @@ def make_sampler(
     _check("top_p", top_p, 0 < top_p <= 1, "in (0, 1]")
     _check("min_p", min_p, 0 <= min_p <= 1, "in [0, 1]")
     _check("repetition_penalty", repetition_penalty, 0 < repetition_penalty < math.inf, "above 0")
+    _check("seed", seed or 0, -(2**63) <= (seed or 0) < 2**64, "a number of 64 bits")
     penalise = _penalty(repetition_penalty) if repetition_penalty != 1 else _no_penalty
     if temperature < 1e-6:
         return lambda logits, seen: int(torch.argmax(penalise(_finite(logits), seen)))

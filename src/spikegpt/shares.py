@@ -11,10 +11,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .checkpoint import write_tensors
+from .errors import UserError
 from .model import SpikeGPT
 
 _PATTERN = "training-*-of-*.safetensors"
@@ -29,7 +30,7 @@ def shard(model: SpikeGPT) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
-    fully_shard(model.blocks[0].ln0, mesh=mesh)  # pyright: ignore[reportArgumentType]
+    fully_shard(model.blocks[0].ln0, mesh=mesh)  # pyright: ignore[reportCallIssue, reportArgumentType]
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -89,9 +90,19 @@ def collect_shares(directory: Path, into: Path) -> None:
 
 def read_shares(directory: Path) -> dict[str, Tensor]:
     """The tensors whose shares lie in `directory`, whole; none if there are no shares."""
+    paths = sorted(directory.glob(_PATTERN))
+    if paths and len(paths) != int(paths[0].stem.rpartition("-")[2]):
+        raise UserError(
+            f"{directory} has {len(paths)} of the shares that {paths[0].name} belongs to; bring the others too"
+        )
     parts: dict[str, list[Tensor]] = {}
-    for path in sorted(directory.glob(_PATTERN)):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                parts.setdefault(name, []).append(file.get_tensor(name))
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    parts.setdefault(name, []).append(file.get_tensor(name))
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path} is truncated or no safetensors file ({error}); go back to an older checkpoint"
+            ) from None
     return {name: torch.cat(shares) if shares[0].ndim else shares[0] for name, shares in parts.items()}

@@ -19,6 +19,7 @@ from .data import Windows, prepare
 from .errors import UsageError
 from .model import Linear, SpikeGPT
 from .neurons import EventNeuron
+from .resume import refuse_existing
 from .train import fit
 
 PathLike = str | os.PathLike[str]
@@ -57,6 +58,7 @@ def spikify(
     Raises:
         UsageError: `source` is not a continuous model, or `data` is shorter than a context.
     """
+    refuse_existing(Path(out))
     event = event or EventConfig(start_activity=max(activity, START))
     teacher = _read(Path(source))
     event = dataclasses.replace(event, **spread(activity, teacher.config))

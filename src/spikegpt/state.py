@@ -6,7 +6,6 @@ B batch, C channels. A state is a value: the model takes one and returns the nex
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .files import write_atomically
 
 
 class MixState(NamedTuple):
@@ -75,7 +75,7 @@ class State(NamedTuple):
         """The same values on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
-    def index(self, rows: Sequence[int] | slice | Tensor) -> State:
+    def take(self, rows: Sequence[int] | slice | Tensor) -> State:
         """The given sequences of the batch, as a state of their own."""
         return self.map(lambda tensor: tensor[rows])
 
@@ -89,17 +89,9 @@ class State(NamedTuple):
         """Write the state to a safetensors file, atomically, with `metadata` in its header."""
         from safetensors.torch import save
 
-        path = Path(path)
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.named().items()}
         data = save(tensors, dict(metadata or {}))
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            try:
-                file.write(data)
-                file.close()
-                os.replace(file.name, path)
-            except OSError:
-                os.unlink(file.name)
-                raise
+        write_atomically(Path(path), lambda staged: staged.write_bytes(data))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> State:
@@ -109,7 +101,11 @@ class State(NamedTuple):
 
         try:
             return State.from_named(load_file(path))
-        except (SafetensorError, OSError, KeyError) as error:
+        except FileNotFoundError:
+            raise UserError(f"there is no saved state {path}") from None
+        except KeyError as error:
+            raise UserError(f"{path} is not a saved state: it has no {error}") from None
+        except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a saved state: {error}") from None
 
     @staticmethod

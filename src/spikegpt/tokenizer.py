@@ -80,8 +80,11 @@ class Tokenizer(ABC):
         path = Path(directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            partial.write_text(self.to_json(), encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     @cached_property

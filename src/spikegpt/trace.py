@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .convert.stored import write_atomically
 from .corpus import documents, pieces
 from .errors import UsageError
 from .evaluation import device_of, evaluating, tokenizer_of
+from .files import cannot_write, write_atomically
 from .model import SpikeGPT
 from .neurons import LIF, EventNeuron, Neuron
 
@@ -64,21 +64,31 @@ def trace(
         raise UsageError(f"{out} already exists; choose another name or replace it with --force")
     if out.suffix != ".npz":
         raise UsageError(f"{out}: a trace is written as .npz; name it so")
-    neurons = _neurons(model, layers)
-    with tempfile.TemporaryDirectory(dir=_folder(out), prefix=f".{out.name}.") as scratch, ExitStack() as stack:
-        columns = _Columns(Path(scratch), stack)
+    neurons, folder = _neurons(model, layers), _folder(out)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{out.name}.") as scratch:
+            length = _write(model, neurons, _chunks(model, texts, chunk), Path(scratch), out)
+    except OSError as error:
+        raise cannot_write(out, error) from None
+    return Trace(out, length, tuple(neurons))
+
+
+def _write(model: SpikeGPT, neurons: dict[str, Neuron], chunks: Iterator[np.ndarray], scratch: Path, out: Path) -> int:
+    """Write the trace by way of files in `scratch`; the number of tokens read."""
+    with ExitStack() as stack:
+        columns = _Columns(scratch, stack)
         for name, module in neurons.items():
             handle = module.register_forward_hook(_watch(name, columns))
             stack.callback(handle.remove)
         with evaluating(model):
             state = None
-            for ids in _chunks(model, texts, chunk):
+            for ids in chunks:
                 columns.append("tokens", ids)
                 _, state = model(torch.from_numpy(ids.astype(np.int64))[None].to(device_of(model)), state)
         if not columns.length:
             raise UsageError("there is no text to read")
         write_atomically(out, columns.pack)
-        return Trace(out, columns.length, tuple(neurons))
+        return columns.length
 
 
 def texts(text: str | None, data: Sequence[Path] | None) -> Iterable[str]:
@@ -96,6 +106,8 @@ def parse_layers(text: str | None) -> list[int] | None:
         ends = [[int(end) for end in part.split("-", 1)] for part in text.split(",")]
     except ValueError:
         raise UsageError(f"layers {text!r} are not like 0-3 or 0,2,5") from None
+    if any(part[0] > part[-1] for part in ends):
+        raise UsageError(f"layers {text!r} go backwards; write the lower number first, as 0-3")
     return [layer for part in ends for layer in range(part[0], part[-1] + 1)]
 
 
@@ -135,8 +147,8 @@ def _neurons(model: nn.Module, layers: Sequence[int] | None) -> dict[str, Neuron
     found = {name: module for name, module in model.named_modules() if isinstance(module, Neuron)}
     if layers is not None:
         count = len(model.blocks)  # pyright: ignore[reportArgumentType]
-        if not layers or not all(0 <= layer < count for layer in layers):
-            raise UsageError(f"layers {list(layers)} are not among the model's, 0 to {count - 1}")
+        if wrong := [layer for layer in layers if not 0 <= layer < count]:
+            raise UsageError(f"layer {wrong[0]} is not among the model's, 0 to {count - 1}")
         wanted = tuple(f"blocks.{layer}." for layer in layers)
         found = {name: module for name, module in found.items() if name.startswith(wanted)}
     if not found:

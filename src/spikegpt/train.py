@@ -6,14 +6,14 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ops
 from .checkpoint import checkpoint_path, latest_checkpoint, publish, remove_leftovers, save_checkpoint, write_json
@@ -22,38 +22,21 @@ from .data import TokenFile, Windows
 from .errors import UsageError, UserError
 from .evaluation import Evaluation, bits_on_tokens
 from .interrupt import Stop
-from .loss import distillation, loss_fn
+from .loss import loss_fn
+from .memory import advise, is_out_of_memory
 from .meter import SpikeMeter
 from .model import SpikeGPT
+from .objective import Objective
 from .optim import lr_at, make_optimizer
+from .processes import gathering, make_accelerator, share_events
 from .progress import Display, Metrics, MetricsLog, metrics_log, summary, summary_writer_class
 from .resume import load_optimizer, load_random, load_run, optimizer_tensors, random_tensors, refuse_existing
+from .shares import collect_shares, full, shard, whole_model, write_share
 from .speed import Stopwatch, matrix_speed
+from .streams import Streams
 from .tokenizer import Tokenizer
 
 __all__ = ["fit", "loss_fn"]
-
-
-class Objective(nn.Module):
-    """The model and its loss as one module, so that precision and processes wrap both and leave the model as it is."""
-
-    def __init__(self, model: SpikeGPT, config: TrainConfig, teacher: SpikeGPT | None) -> None:
-        super().__init__()
-        self.model = model
-        self.distill = config.distill if teacher is not None else 0.0
-        self.penalty = config.logit_penalty
-        # A list hides the compiled twin and the teacher from named_parameters.
-        self._run = [torch.compile(model) if config.compile else model, teacher]
-
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss (a scalar) of inputs [B, T] at targets [B, T]."""
-        logits, _ = self._run[0](inputs)
-        loss = loss_fn(logits, targets, self.penalty)
-        if self.distill == 0:
-            return loss
-        with torch.no_grad():
-            taught, _ = self._run[1](inputs)
-        return (1 - self.distill) * loss + self.distill * distillation(logits, taught)
 
 
 def fit(
@@ -71,7 +54,7 @@ def fit(
     Raises UsageError where the settings cannot work, UserError where the loss diverges or the disk is full.
     """
     out = Path(out)
-    accelerator = _accelerator(config, device)
+    accelerator = make_accelerator(config, device)
     context = config.context or model.config.context
     if not resume:
         refuse_existing(out)
@@ -83,31 +66,18 @@ def fit(
         raise UsageError("a teacher and a distill weight above 0 go together; give both or neither")
     if teacher is not None:
         teacher.to(accelerator.device).eval()
-    run = Run(accelerator, model, tokenizer, train, valid, config, out, context, teacher)
-    if resume:
-        run.restore()
+    run = Run(accelerator, model, tokenizer, train, valid, config, out, context, teacher, resume)
+    if valid is not None and valid.n_tokens < 2:
+        raise UsageError(f"the held-out text has {valid.n_tokens} tokens and needs 2; hold out more, or nothing at all")
     try:
         with Stop() as stop, run.telling(progress, tensorboard):
             run.until_done(stop)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"a batch of {config.batch_size} x {context} tokens does not fit into the memory of {accelerator.device}; "
-            "halve batch_size and double accumulate"
-        ) from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(advise(model.config, config, accelerator.device, accelerator.num_processes)) from None
     model.eval()
     return run.result(stop.requested)
-
-
-def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
-    # accelerate keeps the device and precision of the first Accelerator of a process; each run here has its own.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    # The operators have kernels for the CPU and for CUDA; anything else would run their reference loops.
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if device not in (None, "cpu", "cuda") or (device == "cuda" and on_cpu):
-        raise UsageError(f"device={device!r} is not here; leave it out to train on what there is")
-    if on_cpu and config.precision == "fp16":
-        raise UsageError("precision fp16 needs a GPU; on a CPU use bf16 or no")
-    return Accelerator(mixed_precision=config.precision, cpu=on_cpu)
 
 
 @dataclass
@@ -124,6 +94,8 @@ class Run:
     context: int
     teacher: SpikeGPT | None = None
     """Whose predictions are learnt beside the text."""
+    resume: bool = False
+    """Whether to go on from the run's latest checkpoint."""
     step: int = 0
     last: Metrics = field(default_factory=dict)
     """The newest figures, for the result."""
@@ -132,14 +104,24 @@ class Run:
 
     def __post_init__(self) -> None:
         config, world, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+        before = load_run(self.out, self.model, self.described()) if self.resume else None
+        reader = Streams if config.carry_state else Windows
+        self.windows = reader(self.train, config.batch_size, self.context, config.seed, rank=rank, world=world)
+        self.objective = Objective(self.model, config, self.teacher)
+        self.model.gradient_checkpointing = config.recompute
+        if config.shard:
+            shard(self.model)
+            self.wrapped = self.objective
+        else:
+            self.wrapped = self.accelerator.prepare_model(self.objective)
         self.optimizer = make_optimizer(self.model, config)
-        self.windows = Windows(self.train, config.batch_size, self.context, config.seed, rank=rank, world=world)
-        self.objective = self.accelerator.prepare_model(Objective(self.model, config, self.teacher))
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
         self.step_tokens = config.batch_size * self.context * config.accumulate * world
         self.unread: list[Tensor] = []
         self.log: MetricsLog | None = None
         self.display = Display(0, 0, visible=False)
+        if before is not None:
+            self.restore(*before)
 
     def described(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed."""
@@ -150,14 +132,16 @@ class Run:
             "processes": self.accelerator.num_processes,
         }
 
-    def restore(self) -> None:
-        """Take everything from the run's latest checkpoint."""
-        tensors, values = load_run(self.out, self.model, self.described())
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on with what a checkpoint has beside the weights."""
         load_optimizer(self.model, self.optimizer, tensors)
         self.windows.load_state_dict(values["windows"])
         if self.accelerator.scaler is not None and values["scaler"]:
             self.accelerator.scaler.load_state_dict(values["scaler"])
-        load_random(self.accelerator, tensors)
+        load_random(self.accelerator, tensors, self.config.seed + values["step"])
+        rows = slice(self.windows.rank * self.windows.batch_size, (self.windows.rank + 1) * self.windows.batch_size)
+        carried = {name: tensor[rows] for name, tensor in tensors.items() if name.startswith("carried.")}
+        self.objective.load_carried({name: tensor.to(self.accelerator.device) for name, tensor in carried.items()})
         self.step, self.last, self.losses = values["step"], values["last"], values["losses"]
 
     @contextlib.contextmanager
@@ -185,11 +169,12 @@ class Run:
         total = self.step_tokens * self.config.steps
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = {"no": "float32"}.get(self.config.precision, self.config.precision)
-        native = self.accelerator.device.type == "cpu" and ops.available()["native"] is True
+        operators = "native" if self.accelerator.device.type == "cpu" else "triton"
+        operators = operators if ops.available()[operators] is True else "reference"
         processes = self.accelerator.num_processes
         return (
             f"{parameters / 1e6:.2f}M parameters, {self.step_tokens:,} tokens a step, {total:,} in all = "
-            f"{total / self.train.n_tokens:.2f} epochs; {precision}, {'native' if native else 'reference'} operators, "
+            f"{total / self.train.n_tokens:.2f} epochs; {precision}, {operators} operators, "
             f"{processes} process{'es' if processes > 1 else ''} on {self.accelerator.device.type}"
         )
 
@@ -199,8 +184,8 @@ class Run:
         speed = matrix_speed(self.accelerator)
         watch = Stopwatch(self.step)
         stopping = False
-        if self.step == config.steps and self.accelerator.is_main_process:
-            publish(self.out, self.model, self.tokenizer)  # a run that was killed between its last two writes
+        if self.step == config.steps and (model := self.whole()) is not None:
+            publish(self.out, model, self.tokenizer)  # a run that was killed between its last two writes
         while self.step < config.steps and not stopping:
             logging = (self.step + 1) % config.log_every == 0
             saving = _due(self.step + 1, config.save_every, config.steps)
@@ -230,20 +215,22 @@ class Run:
         # Hooks do not run inside a compiled model.
         meter = SpikeMeter(self.model) if measure and not config.compile else None
         for part in range(config.accumulate):
+            begins = not isinstance(self.windows, Streams) or self.windows.begins
             inputs, targets = (ids.to(accelerator.device, non_blocking=True) for ids in self.windows.next_batch())
             last = part == config.accumulate - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.objective):
-                with meter if meter is not None and part == 0 else contextlib.nullcontext():
-                    loss = self.objective(inputs, targets)
+            with gathering(accelerator, self.wrapped, self.model, sharded=config.shard, last=last):
+                with meter if meter is not None and part == 0 else contextlib.nullcontext(), accelerator.autocast():
+                    loss = self.wrapped(inputs, targets, begins)
                 accelerator.backward(loss / config.accumulate)
             losses.append(loss.detach())
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        norm: Any = accelerator.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         self.stepper.step()
         self.stepper.zero_grad()
+        share_events(accelerator, self.model)
         self.model.after_step(self.step / config.steps)
         self.step += 1
         self.unread.append(torch.stack(losses).mean())
-        return norm, meter.rate if meter is not None else None  # pyright: ignore[reportReturnType]
+        return full(norm), meter.rate if meter is not None else None  # pyright: ignore[reportReturnType]
 
     def read_losses(self, norm: Tensor, stop: Stop) -> bool:
         """Bring the losses to the CPU, the same in every process. Whether one of them was asked to stop.
@@ -290,8 +277,9 @@ class Run:
 
     def report_evaluation(self) -> None:
         """A line of figures on held-out text, measured by the main process in float32, as `eval` does."""
-        if self.valid is not None and self.accelerator.is_main_process:
-            measured = self.evaluate(self.valid)
+        model = self.whole() if self.valid is not None else None
+        if self.valid is not None and model is not None:
+            measured = self.evaluate(model, self.valid)
             self.tell({
                 "step": self.step,
                 "tokens": self.step * self.step_tokens,
@@ -301,12 +289,17 @@ class Run:
             })  # fmt: skip
         self.accelerator.wait_for_everyone()
 
-    def evaluate(self, valid: TokenFile) -> Evaluation:
+    def whole(self) -> SpikeGPT | None:
+        """The model with all its weights, in the main process; all processes must ask."""
+        main = self.accelerator.is_main_process
+        return whole_model(self.model, keep=main) if self.config.shard else self.model if main else None
+
+    def evaluate(self, model: SpikeGPT, valid: TokenFile) -> Evaluation:
         """Bits per byte of the first `eval_tokens` held-out tokens, the state carried through them."""
         count = min(self.config.eval_tokens or valid.n_tokens, valid.n_tokens)
         ids = np.asarray(valid.ids[:count])
         n_bytes = valid.n_bytes if count == valid.n_tokens else _bytes_of(ids, self.tokenizer)
-        return bits_on_tokens(self.model, ids, n_bytes)
+        return bits_on_tokens(model, ids, n_bytes)
 
     def tell(self, metrics: Metrics) -> None:
         """To the log, the bar and the result."""
@@ -319,9 +312,26 @@ class Run:
             self.display.report(self.step, metrics)
 
     def save(self) -> None:
-        """A checkpoint, written by the main process; after the last step the finished model too."""
-        tensors = random_tensors(self.accelerator)
-        if self.accelerator.is_main_process:
+        """A checkpoint, written by the main process; after the last step the finished model too.
+
+        A model that is split leaves the optimiser's shares as they are, written by each process.
+        """
+        tensors, model, also = random_tensors(self.accelerator), self.whole(), None
+        for name, tensor in self.objective.named_carried().items():
+            tensors[name] = self.accelerator.gather(tensor).cpu()  # pyright: ignore[reportAttributeAccessIssue]
+        if self.config.shard:
+            shares, accelerator = self.out / "checkpoints", self.accelerator
+            write_share(
+                shares,
+                accelerator.process_index,
+                accelerator.num_processes,
+                optimizer_tensors(self.model, self.optimizer),
+            )
+            accelerator.wait_for_everyone()
+            also = partial(collect_shares, shares)
+        elif model is not None:
+            tensors |= optimizer_tensors(model, self.optimizer)
+        if model is not None:
             scaler = self.accelerator.scaler
             values = {
                 "run": self.described(),
@@ -330,12 +340,18 @@ class Run:
                 "last": self.last,
                 "losses": self.losses,
             }
-            tensors |= optimizer_tensors(self.model, self.optimizer)
             save_checkpoint(
-                self.out, self.step, self.model, self.tokenizer, tensors=tensors, values=values, keep=self.config.keep
+                self.out,
+                self.step,
+                model,
+                self.tokenizer,
+                tensors=tensors,
+                values=values,
+                keep=self.config.keep,
+                also=also,
             )
             if self.step == self.config.steps:
-                publish(self.out, self.model, self.tokenizer)
+                publish(self.out, model, self.tokenizer)
         self.accelerator.wait_for_everyone()
 
     def how_to_resume(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ def _root(
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     _prepare_streams()
+    warnings.showwarning = _warn
     code = _run(list(sys.argv[1:] if args is None else args) or ["--help"])
     sys.exit(_flushed(code))
 
@@ -81,7 +83,14 @@ def _run(args: list[str]) -> int:
     except BrokenPipeError:
         return _quiet_pipe()
     except OSError as error:
-        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        reason = error.strerror or str(error)
+        return _complain(f"{error.filename}: {reason}" if error.filename else reason, 1)
+    except (MemoryError, RuntimeError) as error:
+        from ..memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        return _complain("out of memory; choose a smaller model, batch or text", 1)
     # typer hands back the code of an Exit (Ctrl-C among them) as the result.
     return result if isinstance(result, int) else 0
 
@@ -93,6 +102,11 @@ _USAGE: Any = typer.BadParameter.__mro__[1]
 def _complain(message: str, code: int) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    """A warning is one line too, without the place in the code where it arose."""
+    print("warning:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def _prepare_streams() -> None:

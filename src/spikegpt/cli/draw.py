@@ -29,6 +29,6 @@ def draw(
 
     spikes = raster.record(load_model(model, None, "auto"), text)
     if out is None:
-        print(raster.as_text(spikes, channels or 16))
+        print(raster.as_text(spikes, 16 if channels is None else channels))
     else:
         raster.save_picture(spikes, out, channels)

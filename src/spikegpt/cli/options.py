@@ -27,7 +27,7 @@ Data = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="the best there is")]
-Backend = Annotated[str, typer.Option("--backend", help="Operators: auto, reference, native.")]
+Backend = Annotated[str, typer.Option("--backend", help="Operators: auto, reference, native, triton.")]
 Engine = Annotated[
     str, typer.Option("--engine", help="event: in integers, on the CPU. float. auto: event for packed models.")
 ]
@@ -56,6 +56,12 @@ def options_from(config: type) -> Callable[[Command], Command]:
     return decorate
 
 
+def given_options(context: typer.Context) -> set[str]:
+    """Names of the command's options that were given, not left at their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
 def settings_from(pairs: Sequence[str]) -> dict[str, Any]:
     """`key=value` strings as a dictionary: values are JSON, else text; `a.b=1` is nested."""
     settings: dict[str, Any] = {}
@@ -67,6 +73,8 @@ def settings_from(pairs: Sequence[str]) -> dict[str, Any]:
         inside = settings
         for name in outer:
             inside = inside.setdefault(name, {})
+            if not isinstance(inside, dict):
+                raise UsageError(f"--set {pair!r}: {name} has a value already and no fields")
         inside[last] = _value(text)
     return settings
 

@@ -18,7 +18,7 @@ def load_model(
     """The model of that name on a device that is here; None: a GPU if there is one. `engine` as in `checkpoint.load`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"no device {device!r} here: {str(error).splitlines()[0]}; try cpu") from None
     model = load(name, device=device, backend=backend, engine=engine)

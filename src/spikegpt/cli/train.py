@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from ..config import PRESETS, Spikes, TrainConfig
-from .options import Backend, Data, Device, Json, options_from, settings_from
+from .options import Backend, Data, Device, Json, given_options, options_from, settings_from
 
 
 @options_from(TrainConfig)
 def train(
+    command: typer.Context,
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's directory.")],
     shape: Annotated[str, typer.Option("--preset", "-p", help=f"Shape of the model: {', '.join(PRESETS)}.")] = "small",
@@ -37,6 +38,10 @@ def train(
     teacher: Annotated[
         Path | None, typer.Option(help="A model's directory; with --distill its predictions are learnt too.")
     ] = None,
+    auto: Annotated[
+        bool,
+        typer.Option("--auto", help="Pick precision, backend, batch and accumulation for this machine, and say why."),
+    ] = False,
     device: Device = None,
     backend: Backend = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
@@ -52,6 +57,7 @@ def train(
     result = train_on(
         data, out, valid=valid, hold_out=hold_out, shape=shape, tokenizer=tokenizer, overrides=fields, config=config,
         resume=resume, cache=cache, backend=backend, device=device, tensorboard=tensorboard, teacher=teacher,
+        auto=given_options(command) if auto else None,
     )  # fmt: skip
     if json:
         print_json(result)

@@ -25,10 +25,11 @@ from ..checkpoint import (
 )
 from ..config import ModelConfig
 from ..errors import UsageError, UserError
+from ..files import write_atomically
 from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from . import published, rwkvcpp
 from .layout import check, config_of, renamed
-from .stored import read_safetensors, write_atomically, write_safetensors
+from .stored import read_safetensors, write_safetensors
 
 __all__ = ["KINDS", "Conversion", "convert"]
 

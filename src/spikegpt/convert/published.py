@@ -42,7 +42,9 @@ def _load(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise UserError(f"{path} is neither a PyTorch nor an rwkv.cpp file, or damaged ({reason})") from None
+        raise UserError(
+            f"{path} is neither a PyTorch nor an rwkv.cpp file, or is damaged ({reason}); get it again"
+        ) from None
 
 
 def check(source: Path, config: ModelConfig) -> None:
@@ -57,4 +59,8 @@ def check(source: Path, config: ModelConfig) -> None:
 
 def write(path: Path, config: ModelConfig, stored: Mapping[str, Stored]) -> None:
     """A state dict; the tensors stay mapped to their file while they are copied."""
-    torch.save({name: tensor.read() for name, tensor in stored.items()}, path)
+    try:
+        with path.open("wb") as file:
+            torch.save({name: tensor.read() for name, tensor in stored.items()}, file)
+    except RuntimeError as error:  # what PyTorch's writer makes of a full disk
+        raise OSError("PyTorch stopped writing, as on a full disk") from error

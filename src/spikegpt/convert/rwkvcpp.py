@@ -85,6 +85,8 @@ def _logarithm(path: Path, name: str, stored: Stored) -> Stored:
 
 def check(source: Path, config: ModelConfig) -> None:
     """Refuse what the format cannot hold."""
+    if config.spikes == "before":
+        raise UsageError(f"{source} is an event-driven model, which rwkv.cpp cannot express")
     if config.spikes != "none" or config.spike_embedding or config.architecture != "RWKV":
         raise UsageError(f"{source} is not a plain RWKV-4, and rwkv.cpp computes nothing else; export it as .pth")
 

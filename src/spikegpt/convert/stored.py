@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -108,18 +107,3 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:
 def as_bytes(tensor: Tensor) -> np.ndarray:
     """The elements of a tensor, in order, without a copy where they lie so in memory."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make the file under a hidden name, flush it to the disk and rename it: all of it or nothing."""
-    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(staged)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from None
-    finally:
-        staged.unlink(missing_ok=True)

@@ -59,7 +59,7 @@ class StateCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, in this order."""
         if self.state is not None:
-            self.state = self.state.index(indices)
+            self.state = self.state.take(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row `repeats` times, side by side."""

@@ -1,7 +1,7 @@
 """The operators that run along time, one door each: `wkv`, `lif`, `event`, and what stands around them.
 
-`gated_wkv`, `lif_add`, `shift_mix` and `relu_squared` are what a GPU does in one pass over memory instead of several;
-`spike` is the jump alone, `linear` a matrix product.
+`gated_wkv`, `lif_add`, `shift_mix`, `relu_squared`, `gate`, `dropout` and `cross_entropy` do in one pass over memory what
+plain PyTorch does in several; `spike` is the jump alone, `linear` a matrix product, `tally` counts events.
 
 Backends: "reference" (plain PyTorch, the specification), "native" (C++ on the CPU), "triton" (GPUs). "auto" takes
 native on the CPU and triton on a GPU where they are there and the tensors are float32 or narrower, else reference; an
@@ -19,15 +19,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UsageError, UserError
 from . import native, reference, triton
 
 __all__ = [
-    "BACKENDS", "available", "event", "gated_wkv", "lif", "lif_add", "linear", "matrix_dtype", "relu_squared", "shift_mix",
-    "spike", "wkv",
+    "BACKENDS", "available", "cross_entropy", "dropout", "event", "gate", "gated_wkv", "lif", "lif_add", "linear",
+    "matrix_dtype", "relu_squared", "require", "shift_mix", "spike", "tally", "wkv",
 ]  # fmt: skip
 
 BACKENDS = ("auto", "reference", "native", "triton")
+
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+"""Types that kernels computing in float32 take."""
 
 FEW_ROWS = 8
 """Most vectors that `linear` multiplies one by one."""
@@ -42,6 +45,15 @@ def available() -> dict[str, str | bool]:
     return {"reference": True, "native": native.MISSING or True, "triton": triton.MISSING or no_device or True}
 
 
+def require(backend: str) -> None:
+    """A UsageError for a backend that does not exist, a UserError for one that cannot be used here."""
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    missing = {"native": native.MISSING, "triton": triton.MISSING}.get(backend)
+    if missing:
+        raise UserError(f"the {backend} operators cannot be used: {missing}")
+
+
 def linear(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     """x [..., N] times weight [M, N] transposed.
 
@@ -50,7 +62,7 @@ def linear(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     """
     few = x.numel() <= FEW_ROWS * x.shape[-1] and backend in ("auto", "native") and native.MISSING is None
     usable = few and native.is_direct(x, weight) and _unfit((x, weight)) is None and weight.is_contiguous()
-    if usable and not torch.is_autocast_enabled("cpu"):
+    if usable and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
         return native.linear(x, weight)
     return torch.nn.functional.linear(x, weight)
 
@@ -78,12 +90,8 @@ def gated_wkv(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """sigmoid(gate) times y of `wkv`, in `dtype` (None: that of y), and the state; gate [B, T, C]."""
     _expect("gate", gate, _dimensions(k))
-    inputs = _wkv_inputs(decay, first, k, v, state)
-    if _on_triton(backend, *inputs, gate):
-        return triton.gated_wkv(*inputs, gate, dtype or torch.float32)
-    y, after = wkv(*inputs, backend=backend)
-    y = torch.sigmoid(gate) * y
-    return y.to(dtype or y.dtype), after
+    kernels, inputs = _choose(backend, *_wkv_inputs(decay, first, k, v, state), gate)
+    return kernels.gated_wkv(*inputs, dtype or _widest(*inputs))
 
 
 def _wkv_inputs(
@@ -139,11 +147,10 @@ def lif_add(
 ) -> tuple[Tensor, Tensor]:
     """residual [B, T, C] + the spikes of `lif`, in the residual's type, and the membrane."""
     _expect("residual", residual, _dimensions(x))
-    membrane = _membrane(x, membrane)
-    if _on_triton(backend, x, residual, membrane):
-        return triton.lif_add(x, residual, membrane, float(tau), float(threshold), float(alpha))
-    spikes, after = lif(x, membrane, tau=tau, threshold=threshold, alpha=alpha, backend=backend)
-    return residual + spikes.to(residual.dtype), after
+    kernels, (given, membrane) = _choose(backend, x, _membrane(x, membrane))
+    if kernels is native and residual.dtype != torch.float32:
+        kernels = reference
+    return kernels.lif_add(given, residual, membrane, float(tau), float(threshold), float(alpha))
 
 
 def _membrane(x: Tensor, membrane: Tensor | None) -> Tensor:
@@ -165,6 +172,7 @@ def event(
     signed: bool = True,
     reset: Literal["hard", "soft"] = "hard",
     window: float = 0.0,
+    dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Graded events: H = leak M + X; n = sign(H) min(ceil(max(|H| - threshold, 0) / unit), levels).
@@ -180,6 +188,7 @@ def event(
         membrane: [B, C], M left by the tokens before; None: 0.
         levels: largest event. signed: whether |H| or only a positive H fires. reset: "hard" or "soft".
         window: slack of the gradient, in thresholds.
+        dtype: of the events; None: that of the computation. Half types hold integers to 256 exactly.
     Returns:
         events [B, T, C], integer-valued, and the membrane [B, C] after the last token.
     """
@@ -193,7 +202,16 @@ def event(
     if leak is not None:
         _expect("leak", leak, (channels,))
         leak = leak.to(membrane.dtype)
-    return kernels.event(x, threshold, unit, leak, membrane, int(levels), signed, reset == "hard", float(window))
+    settings = int(levels), signed, reset == "hard", float(window)
+    if kernels is native:
+        return native.event(x, threshold, unit, leak, membrane, *settings, dtype or torch.float32)
+    events, after = kernels.event(x, threshold, unit, leak, membrane, *settings)
+    return events.to(dtype or events.dtype), after
+
+
+def tally(events: Tensor, levels: int, *, backend: str = "auto") -> Tensor:
+    """How many events [..., C] are not 0, and how many are the largest, `levels`: [2] integers."""
+    return _without_triton(backend, events).tally(events, levels)
 
 
 def shift_mix(
@@ -207,17 +225,39 @@ def shift_mix(
     """
     batch, _, channels = _dimensions(x)
     _expect("last", last, (batch, channels))
+    if not 1 <= len(mixes) <= 3:
+        raise ValueError(f"{len(mixes)} mixes, expected 1 to 3")
     if _on_triton(backend, x, last, *mixes):
         return triton.shift_mix(x, last, torch.stack([mix.flatten() for mix in mixes]), dtype or x.dtype)
-    before = torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
-    return tuple(torch.lerp(before, x, mix).to(dtype or x.dtype) for mix in mixes)
+    return _without_triton(backend, x, last, *mixes).shift_mix(x, last, mixes, dtype or x.dtype)
 
 
 def relu_squared(x: Tensor, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
     """max(x, 0)^2 in any shape, in `dtype` (None: that of x)."""
     if _on_triton(backend, x):
         return triton.relu_squared(x, dtype or x.dtype)
-    return torch.square(torch.relu(x)).to(dtype or x.dtype)
+    return _without_triton(backend, x).relu_squared(x, dtype or x.dtype)
+
+
+def gate(opening: Tensor, x: Tensor, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
+    """sigmoid(opening) times x, of one shape, in `dtype` (None: that of x)."""
+    _expect("opening", opening, tuple(x.shape))
+    return _without_triton(backend, opening, x).gate(opening, x, dtype or x.dtype)
+
+
+def dropout(x: Tensor, p: float, *, backend: str = "auto") -> Tensor:
+    """x / (1 - p), with a share p of it set to 0, chosen by torch's random state; for training."""
+    return _without_triton(backend, x).dropout(x, float(p))
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, penalty: float = 0.0, *, backend: str = "auto") -> Tensor:
+    """Mean cross entropy in nats of logits [..., V] at targets [...] int64, a scalar.
+
+    Its gradient has one term that its value has not: each position's largest logit m gets m * `penalty` / positions
+    more, which keeps logits from drifting upwards together.
+    """
+    _expect("targets", targets, tuple(logits.shape[:-1]))
+    return _without_triton(backend, logits).cross_entropy(logits, targets, float(penalty))
 
 
 def matrix_dtype(x: Tensor) -> torch.dtype:
@@ -248,9 +288,9 @@ def _dimensions(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def _choose(backend: str, *tensors: Tensor) -> tuple[ModuleType, Sequence[Tensor]]:
-    """The kernels to use, and the tensors as they take them: Triton's as they are, the others in one wide type."""
+    """The kernels to use, and the tensors as they take them: the reference wants one wide type."""
     if backend not in BACKENDS:
-        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+        require(backend)
     if backend != "reference" and backend != "triton" and native.MISSING is None and _unfit(tensors) is None:
         return native, tensors  # at once: decoding comes here for every operator of every token
     device = tensors[0].device
@@ -261,8 +301,8 @@ def _choose(backend: str, *tensors: Tensor) -> tuple[ModuleType, Sequence[Tensor
             )
     if _on_triton(backend, *tensors):
         return triton, tensors
-    wide = _promote(*tensors)
-    return _pick(backend, wide), wide
+    kernels = _pick(backend, tensors)
+    return kernels, tensors if kernels is native else _promote(*tensors)
 
 
 def _on_triton(backend: str, *tensors: Tensor) -> bool:
@@ -275,6 +315,13 @@ def _on_triton(backend: str, *tensors: Tensor) -> bool:
     if reason:
         _warn_once(triton.MISSING)
     return reason is None
+
+
+def _without_triton(backend: str, *tensors: Tensor) -> ModuleType:
+    """The kernels to use for what Triton has no kernel for."""
+    if backend not in BACKENDS:
+        require(backend)
+    return reference if backend == "triton" else _pick(backend, tensors)
 
 
 def _pick(backend: str, tensors: Sequence[Tensor]) -> ModuleType:
@@ -295,7 +342,7 @@ def _unfit(tensors: Sequence[Tensor]) -> str | None:
     for tensor in tensors:
         if not tensor.is_cpu:
             return f"they run on the CPU, and a tensor is on {tensor.device}"
-        if tensor.dtype != torch.float32:
+        if tensor.dtype not in NARROW:
             return f"they compute in float32, and a tensor is {tensor.dtype}"
     return None
 

@@ -1,28 +1,26 @@
-"""The C++ kernels as torch custom operators, forward and backward, on contiguous float32 CPU tensors.
+"""The C++ kernels along time as torch custom operators, forward and backward, on contiguous CPU tensors.
 
-The same signatures as `reference`. Forward operators also return checkpoints of the state, one every CHUNK tokens, from
-which the backward ones replay a chunk at a time. Where no gradient is wanted and nothing is being compiled the kernels
-are called directly: a dispatch costs more than one token's work. For each operator `_<name>_empty` makes the outputs
-(and is what a compiler traces), `_<name>` fills them.
+The same signatures as `reference`, and gates, residuals and half types besides: what the kernels take as bfloat16 they
+compute in float32. Forward operators also return checkpoints of the state, one every CHUNK tokens, from which the
+backward ones replay a chunk at a time. Where no gradient is wanted and nothing is being compiled the kernels are called
+directly: a dispatch costs more than one token's work. For each operator `_<name>_empty` makes the outputs (and is what a
+compiler traces), `_<name>` fills them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    import spikegpt.ops._native as _native
-except ImportError as error:
-    _native: Any = None
-    MISSING: str | None = f"the C++ library cannot be loaded ({error}); install spikegpt where there is a C++ compiler"
-    CHUNK = 32
-else:
-    MISSING = None
-    CHUNK = _native.CHUNK
+from .library import CHUNK, MISSING, _native, at, empty, is_direct, packed, readable, register, threads_and_shape, typed
+from .passes import cross_entropy, dropout, gate, relu_squared, shift_mix, tally
+
+__all__ = [
+    "MISSING", "cross_entropy", "dropout", "event", "gate", "gated_wkv", "is_direct", "lif", "lif_add", "linear",
+    "relu_squared", "shift_mix", "tally", "wkv",
+]  # fmt: skip
 
 Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -30,15 +28,30 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 def wkv(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Pair:
     """See `ops.wkv`; `state` is given."""
-    run = _wkv if is_direct(decay, first, k, v, state) else _wkv_op
-    y, state, _ = run(decay, first, k, v, state)
-    return y, state
+    return gated_wkv(decay, first, k, v, state, None, torch.float32)
+
+
+def gated_wkv(
+    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor, gate: Tensor | None, dtype: torch.dtype
+) -> Pair:
+    """See `ops.gated_wkv`; `state` is given, and the gate may be missing."""
+    inputs = decay.float(), first.float(), readable(k), readable(v), state.float()
+    gates = () if gate is None else (readable(gate),)
+    run = _wkv if is_direct(*inputs, *gates) else _wkv_op
+    y, state, _ = run(*inputs, gates[0] if gates else None, dtype == torch.bfloat16)
+    return y.to(dtype), state
 
 
 def lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float) -> Pair:
     """See `ops.lif`; `membrane` is given."""
-    run = _lif if is_direct(x, membrane) else _lif_op
-    spikes, membrane, _ = run(x, membrane, tau, threshold, alpha)
+    return lif_add(x, None, membrane, tau, threshold, alpha)
+
+
+def lif_add(x: Tensor, residual: Tensor | None, membrane: Tensor, tau: float, threshold: float, alpha: float) -> Pair:
+    """See `ops.lif_add`; `membrane` is given, the residual is float32 or missing."""
+    inputs = readable(x), membrane.float()
+    run = _lif if is_direct(*inputs, *(() if residual is None else (residual,))) else _lif_op
+    spikes, membrane, _ = run(*inputs, tau, threshold, alpha, residual)
     return spikes, membrane
 
 
@@ -52,68 +65,69 @@ def event(
     signed: bool,
     hard: bool,
     window: float,
+    dtype: torch.dtype = torch.float32,
 ) -> Pair:
     """See `ops.event`; `membrane` is given."""
+    x, threshold, unit, half = readable(x), threshold.float(), unit.float(), dtype == torch.bfloat16
     if leak is None:
         point = _point_event if is_direct(x, threshold, unit) else _point_event_op
-        return point(x, threshold, unit, levels, signed, window), membrane
+        return point(x, threshold, unit, levels, signed, window, half).to(dtype), membrane
+    leak, membrane = leak.float(), membrane.float()
     run = _event if is_direct(x, threshold, unit, leak, membrane) else _event_op
-    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, signed, hard, window)
-    return events, membrane
+    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, signed, hard, window, half)
+    return events.to(dtype), membrane
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """See `ops.linear`: a matrix product of few rows, bound by the reading of the weights."""
-    inputs, outputs = _packed(x, weight), x.new_empty(*x.shape[:-1], weight.shape[0])
+    inputs, outputs = packed(x, weight), x.new_empty(*x.shape[:-1], weight.shape[0])
     _native.matvec(
-        torch.get_num_threads(), x.numel() // x.shape[-1], x.shape[-1], weight.shape[0], *_at(*inputs, outputs)
+        torch.get_num_threads(), x.numel() // x.shape[-1], x.shape[-1], weight.shape[0], *at(*inputs, outputs)
     )
     return outputs
 
 
-def is_direct(*tensors: Tensor) -> bool:
-    """Whether kernels may be called without a dispatch: no gradient wanted, nothing being compiled."""
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    )
-
-
-def _register(name: str, run: Callable[..., Any], empty: Callable[..., Any]) -> Any:
-    operator = torch.library.custom_op(f"spikegpt::{name}", run, mutates_args=(), device_types="cpu")
-    operator.register_fake(empty)
-    return operator
-
-
-def _packed(*tensors: Tensor) -> list[Tensor]:
-    return [t.contiguous() for t in tensors]
-
-
-def _at(*tensors: Tensor) -> list[int]:
-    return [t.data_ptr() for t in tensors]
-
-
-def _threads_and_shape(x: Tensor) -> tuple[int, int, int, int]:
-    batch, time, channels = x.shape
-    return torch.get_num_threads(), batch, time, channels
-
-
-def _outputs(x: Tensor, *state: int) -> Triple:
+def _outputs(x: Tensor, *state: int, half: bool = False) -> Triple:
     """Output [B, T, C], state [B, *state, C], checkpoints [B, N, *state, C]."""
     batch, time, channels = x.shape
     saved = max(time - 1, 0) // CHUNK
-    return x.new_empty(x.shape), x.new_empty(batch, *state, channels), x.new_empty(batch, saved, *state, channels)
+    new, wide = x.new_empty, torch.float32
+    return empty(x, half), new(batch, *state, channels, dtype=wide), new(batch, saved, *state, channels, dtype=wide)
 
 
-def _wkv_empty(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Triple:
-    return _outputs(k, 3)
+def _gate_at(gate: Tensor | None) -> tuple[int, bool]:
+    return (0, False) if gate is None else typed(gate)[0]
 
 
-def _wkv(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Triple:
-    inputs, outputs = _packed(decay, first, k, v, state), _outputs(k, 3)
-    _native.wkv_forward(*_threads_and_shape(k), *_at(*inputs, *outputs))
-    return outputs
+def _wkv_empty(
+    decay: Tensor,
+    first: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Tensor,
+    gate: Tensor | None = None,
+    half: bool = False,
+) -> Triple:
+    return _outputs(k, 3, half=half)
+
+
+def _wkv(
+    decay: Tensor,
+    first: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Tensor,
+    gate: Tensor | None = None,
+    half: bool = False,
+) -> Triple:
+    decay, first, k, v, state = packed(decay, first, k, v, state)
+    gate = None if gate is None else gate.contiguous()
+    y, after, checkpoints = _outputs(k, 3, half=half)
+    _native.wkv_forward(
+        *threads_and_shape(k), *at(decay, first), *typed(k, v), _gate_at(gate), *at(state), *typed(y),
+        *at(after, checkpoints),
+    )  # fmt: skip
+    return y, after, checkpoints
 
 
 def _wkv_backward_empty(
@@ -122,12 +136,13 @@ def _wkv_backward_empty(
     k: Tensor,
     v: Tensor,
     state: Tensor,
+    gate: Tensor | None,
     checkpoints: Tensor,
     grad_y: Tensor,
     grad_out: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    new = k.new_empty
-    return new(decay.shape), new(first.shape), new(k.shape), new(v.shape), new(state.shape)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    new = torch.empty_like
+    return new(decay), new(first), new(k), new(v), new(state), new(state[:0] if gate is None else gate)
 
 
 def _wkv_backward(
@@ -136,38 +151,56 @@ def _wkv_backward(
     k: Tensor,
     v: Tensor,
     state: Tensor,
+    gate: Tensor | None,
     checkpoints: Tensor,
     grad_y: Tensor,
     grad_out: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = _packed(decay, first, k, v, state, checkpoints, grad_y, grad_out)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    decay, first, k, v, state, checkpoints = packed(decay, first, k, v, state, checkpoints)
+    gate = None if gate is None else gate.contiguous()
+    grad_y, grad_out = packed(grad_y, grad_out)
     batch, _, channels = k.shape
-    rows = k.new_empty(batch, channels), k.new_empty(batch, channels)
-    grads = k.new_empty(k.shape), k.new_empty(v.shape), k.new_empty(state.shape)
-    _native.wkv_backward(*_threads_and_shape(k), *_at(*inputs, *rows, *grads))
-    return rows[0].sum(0), rows[1].sum(0), *grads
+    rows = state.new_empty(2, batch, channels)
+    _, _, grad_k, grad_v, grad_state, grad_gate = _wkv_backward_empty(
+        decay, first, k, v, state, gate, checkpoints, grad_y, grad_out
+    )
+    _native.wkv_backward(
+        *threads_and_shape(k), *at(decay, first), *typed(k, v), _gate_at(gate), *at(state, checkpoints),
+        *typed(grad_y), *at(grad_out, *rows), *typed(grad_k, grad_v, grad_gate), *at(grad_state),
+    )  # fmt: skip
+    return rows[0].sum(0), rows[1].sum(0), grad_k, grad_v, grad_state, grad_gate
 
 
-def _save_wkv(ctx: Any, inputs: tuple[Tensor, ...], output: Triple) -> None:
-    ctx.save_for_backward(*inputs, output[2])
+def _save_wkv(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
+    ctx.save_for_backward(*inputs[:6], output[2])
 
 
-def _wkv_gradients(ctx: Any, grad_y: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    return _wkv_backward_op(*ctx.saved_tensors, grad_y, grad_out)
+def _wkv_gradients(ctx: Any, grad_y: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *grads, grad_gate = _wkv_backward_op(*ctx.saved_tensors, grad_y, grad_out)
+    return *grads, None if ctx.saved_tensors[5] is None else grad_gate, None
 
 
-_wkv_op = _register("wkv", _wkv, _wkv_empty)
-_wkv_backward_op = _register("wkv_backward", _wkv_backward, _wkv_backward_empty)
+_wkv_op = register("wkv", _wkv, _wkv_empty)
+_wkv_backward_op = register("wkv_backward", _wkv_backward, _wkv_backward_empty)
 _wkv_op.register_autograd(_wkv_gradients, setup_context=_save_wkv)
 
 
-def _lif_empty(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float) -> Triple:
+def _lif_empty(
+    x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float, residual: Tensor | None = None
+) -> Triple:
     return _outputs(x)
 
 
-def _lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float) -> Triple:
-    inputs, outputs = _packed(x, membrane), _outputs(x)
-    _native.lif_forward(*_threads_and_shape(x), tau, threshold, alpha, *_at(*inputs, *outputs))
+def _lif(
+    x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float, residual: Tensor | None = None
+) -> Triple:
+    x, membrane = packed(x, membrane)
+    residual = None if residual is None else residual.contiguous()
+    outputs = _outputs(x)
+    _native.lif_forward(
+        *threads_and_shape(x), tau, threshold, alpha, *typed(x), *at(membrane),
+        0 if residual is None else residual.data_ptr(), *at(*outputs),
+    )  # fmt: skip
     return outputs
 
 
@@ -181,7 +214,7 @@ def _lif_backward_empty(
     threshold: float,
     alpha: float,
 ) -> Pair:
-    return x.new_empty(x.shape), x.new_empty(membrane.shape)
+    return x.new_empty(x.shape), x.new_empty(membrane.shape, dtype=torch.float32)
 
 
 def _lif_backward(
@@ -194,24 +227,26 @@ def _lif_backward(
     threshold: float,
     alpha: float,
 ) -> Pair:
-    inputs = _packed(x, membrane, checkpoints, grad_spikes, grad_out)
-    grads = x.new_empty(x.shape), x.new_empty(membrane.shape)
-    _native.lif_backward(*_threads_and_shape(x), tau, threshold, alpha, *_at(*inputs, *grads))
-    return grads
+    x, *others = packed(x, membrane, checkpoints, grad_spikes, grad_out)
+    grad_x, grad_in = torch.empty_like(x), torch.empty_like(others[0])
+    settings = tau, threshold, alpha
+    _native.lif_backward(*threads_and_shape(x), *settings, *typed(x), *at(*others), *typed(grad_x), *at(grad_in))
+    return grad_x, grad_in
 
 
 def _save_lif(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    x, membrane, *ctx.settings = inputs
+    x, membrane, *ctx.settings, residual = inputs
+    ctx.added = residual is not None
     ctx.save_for_backward(x, membrane, output[2])
 
 
 def _lif_gradients(ctx: Any, grad_spikes: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     grads = _lif_backward_op(*ctx.saved_tensors, grad_spikes, grad_out, *ctx.settings)
-    return *grads, None, None, None
+    return *grads, None, None, None, grad_spikes if ctx.added else None
 
 
-_lif_op = _register("lif", _lif, _lif_empty)
-_lif_backward_op = _register("lif_backward", _lif_backward, _lif_backward_empty)
+_lif_op = register("lif", _lif, _lif_empty)
+_lif_backward_op = register("lif_backward", _lif_backward, _lif_backward_empty)
 _lif_op.register_autograd(_lif_gradients, setup_context=_save_lif)
 
 
@@ -225,8 +260,9 @@ def _event_empty(
     signed: bool,
     hard: bool,
     window: float,
+    half: bool = False,
 ) -> Triple:
-    return _outputs(x)
+    return _outputs(x, half=half)
 
 
 def _event(
@@ -239,10 +275,15 @@ def _event(
     signed: bool,
     hard: bool,
     window: float,
+    half: bool = False,
 ) -> Triple:
-    inputs, outputs = _packed(threshold, unit, x, leak, membrane), _outputs(x)
-    _native.event_forward(*_threads_and_shape(x), levels, window, signed, hard, *_at(*inputs, *outputs))
-    return outputs
+    threshold, unit, x, leak, membrane = packed(threshold, unit, x, leak, membrane)
+    events, after, checkpoints = _outputs(x, half=half)
+    _native.event_forward(
+        *threads_and_shape(x), levels, window, signed, hard, *at(threshold, unit), *typed(x), *at(leak, membrane),
+        *typed(events), *at(after, checkpoints),
+    )  # fmt: skip
+    return events, after, checkpoints
 
 
 def _event_backward_empty(
@@ -259,7 +300,7 @@ def _event_backward_empty(
     hard: bool,
     window: float,
 ) -> Triple:
-    return x.new_empty(x.shape), x.new_empty(leak.shape), x.new_empty(membrane.shape)
+    return torch.empty_like(x), torch.empty_like(leak), torch.empty_like(membrane)
 
 
 def _event_backward(
@@ -276,37 +317,46 @@ def _event_backward(
     hard: bool,
     window: float,
 ) -> Triple:
-    inputs = _packed(threshold, unit, x, leak, membrane, checkpoints, grad_events, grad_out)
-    grad_x, grad_leak, grad_in = x.new_empty(x.shape), x.new_empty(membrane.shape), x.new_empty(membrane.shape)
-    settings = levels, window, signed, hard
-    _native.event_backward(*_threads_and_shape(x), *settings, *_at(*inputs, grad_x, grad_leak, grad_in))
+    threshold, unit, x, leak, membrane = packed(threshold, unit, x, leak, membrane)
+    checkpoints, grad_events, grad_out = packed(checkpoints, grad_events, grad_out)
+    grad_x, grad_leak, grad_in = torch.empty_like(x), torch.empty_like(membrane), torch.empty_like(membrane)
+    _native.event_backward(
+        *threads_and_shape(x), levels, window, signed, hard, *at(threshold, unit), *typed(x),
+        *at(leak, membrane, checkpoints), *typed(grad_events), *at(grad_out), *typed(grad_x), *at(grad_leak, grad_in),
+    )  # fmt: skip
     return grad_x, grad_leak.sum(0), grad_in
 
 
 def _save_event(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    *tensors, ctx.levels, ctx.signed, ctx.hard, ctx.window = inputs
+    *tensors, ctx.levels, ctx.signed, ctx.hard, ctx.window, _ = inputs
     ctx.save_for_backward(*tensors, output[2])
 
 
 def _event_gradients(ctx: Any, grad_events: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     settings = ctx.levels, ctx.signed, ctx.hard, ctx.window
     grad_x, grad_leak, grad_in = _event_backward_op(*ctx.saved_tensors, grad_events, grad_out, *settings)
-    return grad_x, None, None, grad_leak, grad_in, None, None, None, None
+    return grad_x, None, None, grad_leak, grad_in, None, None, None, None, None
 
 
-_event_op = _register("event", _event, _event_empty)
-_event_backward_op = _register("event_backward", _event_backward, _event_backward_empty)
+_event_op = register("event", _event, _event_empty)
+_event_backward_op = register("event_backward", _event_backward, _event_backward_empty)
 _event_op.register_autograd(_event_gradients, setup_context=_save_event)
 
 
-def _point_event_empty(x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float) -> Tensor:
-    return x.new_empty(x.shape)
+def _point_event_empty(
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float, half: bool = False
+) -> Tensor:
+    return empty(x, half)
 
 
-def _point_event(x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float) -> Tensor:
-    inputs, events = _packed(threshold, unit, x), x.new_empty(x.shape)
-    threads, batch, time, channels = _threads_and_shape(x)
-    _native.point_event_forward(threads, batch * time, channels, levels, window, signed, *_at(*inputs, events))
+def _point_event(
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float, half: bool = False
+) -> Tensor:
+    threshold, unit, x = packed(threshold, unit, x)
+    events = empty(x, half)
+    threads, batch, time, channels = threads_and_shape(x)
+    settings = levels, window, signed
+    _native.point_event_forward(threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, events))
     return events
 
 
@@ -319,22 +369,26 @@ def _point_event_backward_empty(
 def _point_event_backward(
     x: Tensor, threshold: Tensor, unit: Tensor, grad_events: Tensor, levels: int, signed: bool, window: float
 ) -> Tensor:
-    inputs, grad_x = _packed(threshold, unit, x, grad_events), x.new_empty(x.shape)
-    threads, batch, time, channels = _threads_and_shape(x)
-    _native.point_event_backward(threads, batch * time, channels, levels, window, signed, *_at(*inputs, grad_x))
+    threshold, unit, x, grad_events = packed(threshold, unit, x, grad_events)
+    grad_x = torch.empty_like(x)
+    threads, batch, time, channels = threads_and_shape(x)
+    settings = levels, window, signed
+    _native.point_event_backward(
+        threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, grad_events, grad_x)
+    )
     return grad_x
 
 
 def _save_point_event(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, threshold, unit, *ctx.settings = inputs
+    x, threshold, unit, *ctx.settings, _ = inputs
     ctx.save_for_backward(x, threshold, unit)
 
 
 def _point_event_gradients(ctx: Any, grad_events: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = _point_event_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings)
-    return grad_x, None, None, None, None, None
+    return grad_x, None, None, None, None, None, None
 
 
-_point_event_op = _register("point_event", _point_event, _point_event_empty)
-_point_event_backward_op = _register("point_event_backward", _point_event_backward, _point_event_backward_empty)
+_point_event_op = register("point_event", _point_event, _point_event_empty)
+_point_event_backward_op = register("point_event_backward", _point_event_backward, _point_event_backward_empty)
 _point_event_op.register_autograd(_point_event_gradients, setup_context=_save_point_event)

@@ -1,4 +1,4 @@
-"""The operators as plain PyTorch loops over time: the specification, in any floating type.
+"""The operators as plain PyTorch, loops over time where they must be: the specification, in any floating type.
 
 Shapes: B batch, T time in tokens, C channels. Gradients come from autograd; only the jumps have their own.
 """
@@ -6,9 +6,11 @@ Shapes: B batch, T time in tokens, C channels. Gradients come from autograd; onl
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -53,6 +55,27 @@ class _Event(torch.autograd.Function):
         return torch.where(passes, grads[0] / unit, 0), None, None, None, None, None
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """By hand, for memory: the gradient is made in one [..., V] tensor, and no log-probabilities are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
+        largest, where = logits.max(-1)
+        log_total = (logits - largest.unsqueeze(-1)).exp_().sum(-1).log_().add_(largest)
+        ctx.save_for_backward(logits, targets, log_total, largest, where)
+        ctx.penalty = penalty
+        return (log_total - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, log_total, largest, where = ctx.saved_tensors
+        scale = grads[0] / targets.numel()
+        grad = (logits - log_total.unsqueeze(-1)).exp_().mul_(scale)
+        grad.scatter_add_(-1, targets.unsqueeze(-1), -scale.expand(*targets.shape, 1))
+        grad.scatter_add_(-1, where.unsqueeze(-1), (largest * ctx.penalty * scale).unsqueeze(-1))
+        return grad, None, None
+
+
 def spike(z: Tensor, alpha: float) -> Tensor:
     """See `ops.spike`."""
     return _Spike.apply(z, alpha)
@@ -73,6 +96,14 @@ def wkv(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tu
     return y, torch.stack((numerator, denominator, exponent), 1)
 
 
+def gated_wkv(
+    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor, gate: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """See `ops.gated_wkv`; `state` is given."""
+    y, state = wkv(decay, first, k, v, state)
+    return (torch.sigmoid(gate) * y).to(dtype), state
+
+
 def lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float) -> tuple[Tensor, Tensor]:
     """See `ops.lif`; `membrane` is given."""
     outputs = []
@@ -82,6 +113,14 @@ def lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float)
         membrane = (1 - spikes) * charged
         outputs.append(spikes)
     return torch.stack(outputs, 1) if outputs else x.clone(), membrane.clone()
+
+
+def lif_add(
+    x: Tensor, residual: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """See `ops.lif_add`; `membrane` is given."""
+    spikes, membrane = lif(x, membrane, tau, threshold, alpha)
+    return residual + spikes.to(residual.dtype), membrane
 
 
 def event(
@@ -105,3 +144,35 @@ def event(
         membrane = torch.where(events == 0, charged, 0) if hard else charged - events * unit
         outputs.append(events)
     return torch.stack(outputs, 1) if outputs else x.clone(), membrane.clone()
+
+
+def tally(events: Tensor, levels: int) -> Tensor:
+    """See `ops.tally`."""
+    return torch.stack([torch.count_nonzero(events), (events.detach().abs() >= levels).sum()])
+
+
+def shift_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """See `ops.shift_mix`."""
+    before = torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
+    return tuple(torch.lerp(before, x, mix).to(dtype) for mix in mixes)
+
+
+def relu_squared(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `ops.relu_squared`."""
+    return torch.square(torch.relu(x)).to(dtype)
+
+
+def gate(opening: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `ops.gate`."""
+    return (torch.sigmoid(opening) * x).to(dtype)
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """See `ops.dropout`."""
+    return F.dropout(x, p)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """See `ops.cross_entropy`."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return _CrossEntropy.apply(logits, targets, penalty)

@@ -40,7 +40,7 @@ class Arena {
   Arena(const Arena &) = delete;
   Arena &operator=(const Arena &) = delete;
 
-  // Zeros, at a multiple of 64 bytes.
+  // Zeros, at a multiple of 128 bytes: processors fetch cache lines in pairs.
   template <class T>
   T *take(std::size_t count) {
     const std::size_t bytes = (count * sizeof(T) + kAlign - 1) / kAlign * kAlign;
@@ -57,7 +57,7 @@ class Arena {
   }
 
  private:
-  static constexpr std::size_t kAlign = 64, kHuge = std::size_t{2} << 20;
+  static constexpr std::size_t kAlign = 128, kHuge = std::size_t{2} << 20;
 #if defined(__linux__)
   void *base_;
   std::size_t size_;

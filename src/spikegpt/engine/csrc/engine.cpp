@@ -41,15 +41,6 @@ const Walk *find(const std::string &name) {
   throw std::invalid_argument("this machine has no instruction set " + name);
 }
 
-// Blocks of a tile: the widest that leaves the busiest thread nearly as little as any other would.
-int blocks_of_tile(int blocks, int most, int threads) {
-  const auto busiest = [&](int width) { return divide_up(divide_up(blocks, width), threads) * width; };
-  int least = busiest(1);
-  for (int width = most; width > 1; --width)
-    if (busiest(width) * 100 <= least * 103) return width;
-  return 1;
-}
-
 std::size_t bytes_of(const Tensors &tensors) {
   std::size_t total = 0;
   for (const auto &[name, tensor] : tensors) {
@@ -144,52 +135,67 @@ Site *Engine::add_site(const std::string &matrix, const std::string &neuron, con
     throw std::invalid_argument("there is no tensor " + matrix + ".scale of two dimensions");
   site->groups = static_cast<int>(scale->second.shape[0]);
   site->group_inputs = site->groups == 1 ? inputs : round_up(divide_up(inputs, site->groups), 64);
+  site->counts = arena_.take<Counts>(1);
   lay_out(*site, tensor(matrix + ".weight", found->second.type,
                         {inputs, site->bits == 4 ? divide_up(outputs, 2) : outputs}));
   const float *scales = static_cast<const float *>(
       tensor(matrix + ".scale", Tensor::kFloat, {site->groups, outputs}).data);
-  const int64_t padded = static_cast<int64_t>(site->tiles) * site->tile_outputs;
-  float *scaled = arena_.take<float>(site->groups * padded);
+  float *scaled = arena_.take<float>(static_cast<std::size_t>(site->groups) * site->padded);
   for (int group = 0; group < site->groups; ++group)
-    for (int o = 0; o < outputs; ++o) scaled[group * padded + o] = scales[static_cast<int64_t>(group) * outputs + o] * site->unit;
+    for (int o = 0; o < outputs; ++o) scaled[static_cast<int64_t>(group) * site->padded + o] = scales[static_cast<int64_t>(group) * outputs + o] * site->unit;
   site->scale = scaled;
   sites_.push_back(std::move(site));
   names_.push_back(neuron);
   return sites_.back().get();
 }
 
-// From [input][output] to [tile][input][row], in the instruction set's order of outputs; padding is the offset, a zero.
+// Gives each part its blocks of outputs, in panels of nearly equal width.
 void Engine::lay_out(Site &site, const Tensor &weights) {
-  const int block_outputs = outputs_per_block(site.bits), blocks = divide_up(site.outputs, block_outputs);
-  const int width = blocks_of_tile(blocks, site.bits == 4 ? 3 : kTileBytes / 64, model_.threads);
-  site.tiles = divide_up(blocks, width);
-  site.tile_outputs = width * block_outputs;
-  site.row_bytes = width * 64;
+  const int width = outputs_per_block(site.bits), blocks = divide_up(site.outputs, width), parts = model_.threads;
+  site.padded = blocks * width;
+  std::vector<Panel> panels;
+  int *panels_of = arena_.take<int>(parts + 1);
+  for (int part = 0; part < parts; ++part) {
+    const int begin = blocks * part / parts, count = blocks * (part + 1) / parts - begin;
+    const int pieces = divide_up(count, kPanelOutputs / width);
+    for (int piece = 0; piece < pieces; ++piece) {
+      const int first = begin + count * piece / pieces, last = begin + count * (piece + 1) / pieces;
+      panels.push_back({first * width, last - first, 0, nullptr});
+      fill(site, weights, panels.back());
+    }
+    panels_of[part + 1] = static_cast<int>(panels.size());
+  }
+  Panel *kept = arena_.take<Panel>(panels.size());
+  std::copy(panels.begin(), panels.end(), kept);
+  site.panels = kept;
+  site.panels_of = panels_of;
+}
+
+// From [input][output] to [input][stride], in the instruction set's order of outputs; padding is the offset, a zero.
+void Engine::fill(const Site &site, const Tensor &weights, Panel &panel) {
+  const int width = outputs_per_block(site.bits), last = std::min(panel.begin + panel.blocks * width, site.outputs);
   int places[128];
-  for (int o = 0; o < block_outputs; ++o) places[o] = walk_->place(o);
-  const std::size_t size = static_cast<std::size_t>(site.tiles) * site.inputs * site.row_bytes;
-  uint8_t *all = arena_.take<uint8_t>(size);
-  std::memset(all, site.bits == 4 ? 0x88 : 0x80, size);
-  const uint8_t *from = static_cast<const uint8_t *>(weights.data);
+  for (int o = 0; o < width; ++o) places[o] = walk_->place(o);
+  panel.stride = 64 * (panel.blocks + (panel.blocks % 16 == 0));
+  const std::size_t size = static_cast<std::size_t>(site.inputs) * panel.stride;
+  uint8_t *rows = arena_.take<uint8_t>(size);
+  std::memset(rows, site.bits == 4 ? 0x88 : 0x80, size);
   const int64_t columns = weights.shape[1];
-  for (int tile = 0; tile < site.tiles; ++tile) {
-    const int first = tile * site.tile_outputs, last = std::min(first + site.tile_outputs, site.outputs);
-    for (int input = 0; input < site.inputs; ++input) {
-      uint8_t *row = all + (static_cast<std::size_t>(tile) * site.inputs + input) * site.row_bytes;
-      const uint8_t *source = from + input * columns;
-      for (int o = first; o < last; ++o) {
-        const int within = o - first, block = within / block_outputs, place = places[within % block_outputs];
-        uint8_t *to = row + block * 64 + place % 64;
-        if (site.bits == 8) {
-          *to = source[o] ^ 0x80;
-        } else {
-          const uint8_t value = source[o / 2] >> (o % 2 * 4) & 15;
-          *to = place < 64 ? (*to & 0xf0) | value : (*to & 0x0f) | value << 4;
-        }
+  for (int input = 0; input < site.inputs; ++input) {
+    uint8_t *row = rows + static_cast<std::size_t>(input) * panel.stride;
+    const uint8_t *source = static_cast<const uint8_t *>(weights.data) + input * columns;
+    for (int o = panel.begin; o < last; ++o) {
+      const int within = o - panel.begin, place = places[within % width];
+      uint8_t *to = row + within / width * 64 + place % 64;
+      if (site.bits == 8) {
+        *to = source[o] ^ 0x80;
+      } else {
+        const uint8_t value = source[o / 2] >> (o % 2 * 4) & 15;
+        *to = place < 64 ? (*to & 0xf0) | value : (*to & 0x0f) | value << 4;
       }
     }
   }
-  site.weights = all;
+  panel.weights = rows;
 }
 
 Mix Engine::add_mix(const std::string &block, const std::string &part, const std::string &norm_name, bool is_time) {
@@ -228,9 +234,8 @@ void Engine::make_buffers() {
     inputs = std::max(inputs, site->stride);
     groups = std::max(groups, site->groups);
     if (site.get() == model_.head) continue;
-    const int width = site->tiles * site->tile_outputs;
-    if (site->outputs == model_.channels) model_.stride = std::max(model_.stride, width);
-    if (site->outputs == settings_.hidden) model_.hidden_stride = std::max(model_.hidden_stride, width);
+    if (site->outputs == model_.channels) model_.stride = std::max(model_.stride, site->padded);
+    if (site->outputs == settings_.hidden) model_.hidden_stride = std::max(model_.hidden_stride, site->padded);
   }
   for (float **buffer : {&model_.x, &model_.normed, &model_.k, &model_.v, &model_.r})
     *buffer = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.stride);
@@ -239,7 +244,7 @@ void Engine::make_buffers() {
   for (int index = 0; index < model_.threads; ++index) {
     Worker worker{};
     worker.index = index;
-    worker.scratch = arena_.take<float>(std::max(model_.stride, 2 * kTileBytes));
+    worker.scratch = arena_.take<float>(std::max(model_.stride, kPanelOutputs));
     for (auto &slot : worker.lists)
       for (Events &list : slot)
         list = {arena_.take<uint32_t>(longest), arena_.take<int8_t>(longest), arena_.take<int>(groups + 1),
@@ -267,7 +272,9 @@ void Engine::run(const int64_t *ids, int64_t tokens, float *state, float *logits
 
 int64_t Engine::weight_bytes() const {
   int64_t total = 0;
-  for (const auto &site : sites_) total += static_cast<int64_t>(site->tiles) * site->inputs * site->row_bytes;
+  for (const auto &site : sites_)
+    for (int p = 0; p < site->panels_of[model_.threads]; ++p)
+      total += static_cast<int64_t>(site->inputs) * site->panels[p].stride;
   return total;
 }
 
@@ -286,11 +293,12 @@ uint64_t Engine::read_weights() {
 void Engine::read_part(int part) {
   uint64_t sums[8] = {};
   for (const auto &site : sites_) {
-    const int64_t lines = static_cast<int64_t>(site->tiles) * site->inputs * site->row_bytes / 64;
-    const uint64_t *words = reinterpret_cast<const uint64_t *>(site->weights);
-    const int64_t end = lines * (part + 1) / model_.threads * 8;
-    for (int64_t i = lines * part / model_.threads * 8; i < end; i += 8)
-      for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+    for (int p = site->panels_of[part]; p < site->panels_of[part + 1]; ++p) {
+      const uint64_t *words = reinterpret_cast<const uint64_t *>(site->panels[p].weights);
+      const int64_t end = static_cast<int64_t>(site->inputs) * site->panels[p].stride / 8;
+      for (int64_t i = 0; i < end; i += 8)
+        for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+    }
   }
   for (uint64_t sum : sums) weights_sum_ += sum;
 }
@@ -298,14 +306,13 @@ void Engine::read_part(int part) {
 void Engine::count_neurons(bool on) {
   for (std::size_t i = 0; i < sites_.size(); ++i) {
     fired_[i].assign(on ? sites_[i]->inputs : 0, 0);
-    sites_[i]->fired = on ? fired_[i].data() : nullptr;
+    sites_[i]->counts->fired = on ? fired_[i].data() : nullptr;
   }
 }
 
 void Engine::reset_counts() {
   for (std::size_t i = 0; i < sites_.size(); ++i) {
-    Site &site = *sites_[i];
-    site.steps = site.active = site.units = site.saturated = 0;
+    *sites_[i]->counts = {0, 0, 0, 0, sites_[i]->counts->fired};
     std::fill(fired_[i].begin(), fired_[i].end(), 0);
   }
 }

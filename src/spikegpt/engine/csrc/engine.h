@@ -62,6 +62,7 @@ class Engine {
   Site *add_site(const std::string &matrix, const std::string &neuron, const std::string &membrane, int inputs,
                  int outputs, bool is_signed);
   void lay_out(Site &site, const Tensor &weights);
+  void fill(const Site &site, const Tensor &weights, Panel &panel);
   Mix add_mix(const std::string &block, const std::string &part, const std::string &norm, bool is_time);
   void make_buffers();
   void read_part(int part);

@@ -8,21 +8,37 @@ namespace spikegpt::engine {
 
 // Most tokens computed together: they share each weight while it is in the cache.
 constexpr int kTokens = 32;
-// Weights lie in tiles of at most this many bytes a row: one row's sums then fit in the registers of AVX-512.
-constexpr int kTileBytes = 384;
 // Outputs a block of 64 bytes holds, by width of the weights.
 constexpr int outputs_per_block(int bits) { return bits == 4 ? 128 : 64; }
 
+// Most outputs of a panel, so that their sums stay in the L1 cache.
+constexpr int kPanelOutputs = 4096;
+
+// The weights of a run of outputs, as [input][stride bytes]: what is read of a row for them lies together, for memory gives
+// long runs faster than short ones. The stride is no large power of 2, lest rows compete for a small part of the cache.
+struct Panel {
+  int begin, blocks;  // first output; blocks of 64 bytes
+  int stride;
+  const uint8_t *weights;
+};
+
+// What is counted while running, on cache lines of its own: all threads read the site, one writes this.
+struct alignas(128) Counts {
+  int64_t steps, active, units, saturated;
+  int64_t *fired;  // [inputs], or null: not counted
+};
+
 // A matrix and the event neuron in front of it.
-// Weights are unsigned, offset by `offset` (128 or 8), as [tile][input][row bytes]; a sum over events n is corrected by
-// -offset * sum(n). The order of outputs within a block is the instruction set's own (`Walk::place`).
+// Weights are unsigned, offset by `offset` (128 or 8); a sum over events n is corrected by -offset * sum(n). The order of
+// outputs within a block is the instruction set's own (`Walk::place`).
 struct Site {
   int inputs, outputs;
-  int tiles, tile_outputs, row_bytes;
   int groups, group_inputs;  // inputs that share a scale
   int bits, offset;
-  const uint8_t *weights;
-  const float *scale;      // [group][tiles * tile_outputs], times the neuron's unit
+  const Panel *panels;
+  const int *panels_of;    // [parts + 1] where the panels of each part begin
+  const float *scale;      // [group][padded], times the neuron's unit
+  int padded;              // outputs, in whole blocks
   const float *threshold;  // [inputs]
   const float *leak;       // [inputs], or null: no memory
   float unit;
@@ -30,9 +46,7 @@ struct Site {
   int64_t membrane;  // where the state keeps it, or -1
   int8_t *events;    // [kTokens][stride], what the neuron said
   int stride;
-  // Counted while running.
-  int64_t steps, active, units, saturated;
-  int64_t *fired;  // [inputs], or null: not counted
+  Counts *counts;
 };
 
 struct Norm {
@@ -65,15 +79,15 @@ struct Model {
 
 // One product's non-zero events for one token, as one thread sees it; padded with zero events to whole steps.
 struct Events {
-  uint32_t *offset;  // of each input's row in a tile, bytes
+  uint32_t *input;
   int8_t *value;
   int *begin;  // [groups + 1]
   int *sum;    // [groups] of values
 };
 
-struct Worker {
+struct alignas(128) Worker {
   int index;
-  float *scratch;  // [max(stride, outputs of a tile)] for one token
+  float *scratch;  // [max(stride, kPanelOutputs)] for one token
   Events lists[3][kTokens];
   uint64_t listed[3];  // the section for which a slot of lists was made
 };

@@ -76,16 +76,17 @@ class Handle {
     nb::list all;
     for (std::size_t i = 0; i < engine_->names().size(); ++i) {
       const Site &site = engine_->site(i);
+      const Counts &counts = *site.counts;
       nb::dict row;
       row["name"] = engine_->names()[i];
       row["inputs"] = site.inputs;
       row["outputs"] = site.outputs;
       row["bits"] = site.bits;
-      row["steps"] = site.steps;
-      row["active"] = site.active;
-      row["units"] = site.units;
-      row["saturated"] = site.saturated;
-      if (site.fired) row["fired"] = engine_->fired(i);
+      row["steps"] = counts.steps;
+      row["active"] = counts.active;
+      row["units"] = counts.units;
+      row["saturated"] = counts.saturated;
+      if (counts.fired) row["fired"] = engine_->fired(i);
       all.append(row);
     }
     return all;

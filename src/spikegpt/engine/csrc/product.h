@@ -1,4 +1,4 @@
-// One tile of a matrix times one token's events: reads the rows of active inputs, and no other weight.
+// Some outputs of a matrix times one token's events: reads the rows of active inputs, and no other weight.
 // Local to the translation unit, one version for each instruction set.
 #pragma once
 
@@ -14,22 +14,25 @@ namespace {
 
 using namespace spikegpt::engine;
 
-// A tile, the list of active rows, and where the sums go.
+// Blocks of a panel, the list of active rows, and where the sums go.
 struct Job {
   const Site *site;
-  const uint8_t *tile;
-  const uint32_t *offset;
+  const uint8_t *weights;
+  int stride, blocks;
+  const uint32_t *input;
   const int8_t *value;
   int count, sum;
   const float *scale;
   float *out;
-  bool add;         // to what an earlier group of inputs left in `out`
-  float *copy;      // where the first `copied` outputs finally belong, or null
+  bool add;     // to what an earlier group of inputs left in `out`
+  float *copy;  // where the first `copied` outputs finally belong, or null
   int copied;
+
+  const uint8_t *row(int i) const { return weights + static_cast<size_t>(input[i]) * stride; }
 };
 
-// Rows that are asked for before they are needed; a row is up to 6 cache lines.
-constexpr int kAhead = 24;
+// Bytes that are asked for before they are needed.
+constexpr int kAhead = 9216;
 
 // Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
 #if defined(__GNUC__)
@@ -38,32 +41,37 @@ constexpr int kAhead = 24;
 #define SPIKEGPT_INLINE inline
 #endif
 
-SPIKEGPT_INLINE void prefetch(const uint8_t *row, int bytes) {
+SPIKEGPT_INLINE void prefetch(const uint8_t *line) {
 #if defined(__AVX2__)
-  for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char *>(row + i), _MM_HINT_T1);
+  _mm_prefetch(reinterpret_cast<const char *>(line), _MM_HINT_T1);
 #elif defined(__GNUC__)
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+  __builtin_prefetch(line, 0, 2);
 #else
-  (void)row, (void)bytes;
+  (void)line;
 #endif
 }
 
-// Asks for rows i + kAhead ... of this job, or of the next one if this is nearly done.
-template <int rows>
-SPIKEGPT_INLINE void look_ahead(const Job &job, const Job *next, int i, int bytes) {
-  const int at = i + kAhead;
-  if (at + rows <= job.count) {
-    for (int n = 0; n < rows; ++n) prefetch(job.tile + job.offset[at + n], bytes);
-  } else if (next) {
-    const int from = at < job.count ? 0 : at - job.count;
-    for (int n = from; n < from + rows && n < next->count; ++n)
-      prefetch(next->tile + next->offset[n], next->site->row_bytes);
-  }
+SPIKEGPT_INLINE void prefetch_rows(const Job &job, int first, int count) {
+  for (int n = first; n < first + count && n < job.count; ++n)
+    for (int block = 0; block < job.blocks; ++block) prefetch(job.row(n) + 64 * block);
 }
+
+// Asks for `rows` rows, some way after row i: of this job, or of the next one if this is nearly done.
+template <int rows>
+SPIKEGPT_INLINE void look_ahead(const Job &job, const Job *next, int i) {
+  const int at = i + kAhead / (64 * job.blocks) / rows * rows + rows;
+  if (at < job.count)
+    prefetch_rows(job, at, rows);
+  else if (next)
+    prefetch_rows(*next, at - job.count, rows);
+}
+
+// The first job of a section has nothing before it that could look ahead.
+SPIKEGPT_INLINE void begin(const Job &job) { prefetch_rows(job, 0, kAhead / (64 * job.blocks) + 8); }
 
 inline void finish(const Job &job, const int32_t *sums) {
   const int32_t correction = job.sum * job.site->offset;
-  const int outputs = job.site->tile_outputs;
+  const int outputs = job.blocks * outputs_per_block(job.site->bits);
   float *__restrict out = job.out;
   const float *__restrict scale = job.scale;
   if (job.add)
@@ -92,65 +100,118 @@ int place(int output) {
   return o % 16 / 4 * 16 + o / 16 * 4 + o % 4 + output / 64 * 64;
 }
 
+SPIKEGPT_INLINE __m512i broadcast_four(const int8_t *events) {
+  int32_t four;
+  std::memcpy(&four, events, 4);
+  return _mm512_set1_epi32(four);
+}
+
+// Adds 64 bytes of four rows times their events to the sums: 4 vectors, or 8 of weights with 4 bits.
+template <bool four>
+SPIKEGPT_INLINE void add_rows(const uint8_t *const *rows, int at, __m512i events, __m512i *sums) {
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512i quads[4];
+  interleave(_mm512_load_si512(rows[0] + at), _mm512_load_si512(rows[1] + at), _mm512_load_si512(rows[2] + at),
+             _mm512_load_si512(rows[3] + at), quads);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    if (four) {
+      sums[j] = _mm512_dpbusd_epi32(sums[j], _mm512_and_si512(quads[j], low), events);
+      sums[j + 4] = _mm512_dpbusd_epi32(sums[j + 4], _mm512_and_si512(_mm512_srli_epi16(quads[j], 4), low), events);
+    } else {
+      sums[j] = _mm512_dpbusd_epi32(sums[j], quads[j], events);
+    }
+  }
+}
+
+SPIKEGPT_INLINE void finish_vector(const Job &job, __m512i sum, __m512i correction, int at) {
+  __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, correction));
+  value = _mm512_mul_ps(value, _mm512_load_ps(job.scale + at));
+  if (job.add) value = _mm512_add_ps(_mm512_loadu_ps(job.out + at), value);
+  _mm512_storeu_ps(job.out + at, value);
+}
+
+// Few outputs: their sums stay in registers.
 template <int blocks, bool four>
-void product_blocks(const Job &job, const Job *next) {
+void product_narrow(const Job &job, const Job *next) {
   constexpr int vectors = four ? 8 : 4;
   __m512i sums[blocks * vectors];
 #pragma GCC unroll 24
   for (int i = 0; i < blocks * vectors; ++i) sums[i] = _mm512_setzero_si512();
-  const __m512i low = _mm512_set1_epi8(15);
   for (int i = 0; i < job.count; i += kRows) {
-    look_ahead<kRows>(job, next, i, blocks * 64);
-    int32_t four_events;
-    std::memcpy(&four_events, job.value + i, 4);
-    const __m512i events = _mm512_set1_epi32(four_events);
-    const uint8_t *a = job.tile + job.offset[i], *b = job.tile + job.offset[i + 1];
-    const uint8_t *c = job.tile + job.offset[i + 2], *d = job.tile + job.offset[i + 3];
+    look_ahead<kRows>(job, next, i);
+    const __m512i events = broadcast_four(job.value + i);
+    const uint8_t *const rows[] = {job.row(i), job.row(i + 1), job.row(i + 2), job.row(i + 3)};
 #pragma GCC unroll 6
-    for (int block = 0; block < blocks; ++block) {
-      __m512i quads[4];
-      interleave(_mm512_load_si512(a + 64 * block), _mm512_load_si512(b + 64 * block),
-                 _mm512_load_si512(c + 64 * block), _mm512_load_si512(d + 64 * block), quads);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        __m512i *sum = sums + block * vectors + j;
-        if (four) {
-          sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_and_si512(quads[j], low), events);
-          sum[4] = _mm512_dpbusd_epi32(sum[4], _mm512_and_si512(_mm512_srli_epi16(quads[j], 4), low), events);
-        } else {
-          sum[0] = _mm512_dpbusd_epi32(sum[0], quads[j], events);
-        }
-      }
-    }
+    for (int block = 0; block < blocks; ++block) add_rows<four>(rows, 64 * block, events, sums + block * vectors);
   }
   const __m512i correction = _mm512_set1_epi32(job.sum * job.site->offset);
 #pragma GCC unroll 24
-  for (int i = 0; i < blocks * vectors; ++i) {
-    __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[i], correction));
-    value = _mm512_mul_ps(value, _mm512_load_ps(job.scale + 16 * i));
-    if (job.add) value = _mm512_add_ps(_mm512_loadu_ps(job.out + 16 * i), value);
-    _mm512_storeu_ps(job.out + 16 * i, value);
+  for (int i = 0; i < blocks * vectors; ++i) finish_vector(job, sums[i], correction, 16 * i);
+}
+
+// Many outputs: their sums are in the L1 cache; 4 or 8 rows are added at a time, while the rows after them are fetched
+// one after the other.
+template <int rows, bool four>
+SPIKEGPT_INLINE void add_wide_rows(const Job &job, const Job *next, int i, __m512i *sums) {
+  constexpr int vectors = four ? 8 : 4;
+  const uint8_t *now[rows];
+  __m512i events[rows / 4];
+  for (int n = 0; n < rows; ++n) now[n] = job.row(i + n);
+  for (int n = 0; n < rows / 4; ++n) events[n] = broadcast_four(job.value + i + 4 * n);
+  const bool last = i + rows >= job.count;
+  const Job &then = last && next ? *next : job;
+  int soon = last ? (next ? 0 : job.count) : i + rows, line = 0;
+  const int end = soon + rows < then.count ? soon + rows : then.count, lines = (rows * then.blocks + job.blocks - 1) / job.blocks;
+  const uint8_t *fetched = soon < end ? then.row(soon) : nullptr;
+  for (int block = 0; block < job.blocks; ++block) {
+    for (int n = 0; n < lines && soon < end; ++n) {
+      prefetch(fetched + 64 * line);
+      if (++line == then.blocks) {
+        line = 0;
+        if (++soon < end) fetched = then.row(soon);
+      }
+    }
+    __m512i partial[vectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors; ++j) partial[j] = sums[block * vectors + j];
+#pragma GCC unroll 2
+    for (int n = 0; n < rows / 4; ++n) add_rows<four>(now + 4 * n, 64 * block, events[n], partial);
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors; ++j) sums[block * vectors + j] = partial[j];
   }
 }
 
+template <bool four>
+void product_wide(const Job &job, const Job *next) {
+  __m512i sums[kPanelOutputs / 16];
+  const int vectors = job.blocks * (four ? 8 : 4);
+  for (int i = 0; i < vectors; ++i) sums[i] = _mm512_setzero_si512();
+  int i = 0;
+  for (; i + 8 <= job.count; i += 8) add_wide_rows<8, four>(job, next, i, sums);
+  if (i < job.count) add_wide_rows<4, four>(job, next, i, sums);
+  const __m512i correction = _mm512_set1_epi32(job.sum * job.site->offset);
+  for (int v = 0; v < vectors; ++v) finish_vector(job, sums[v], correction, 16 * v);
+}
+
+// Blocks that are multiplied at a time when several tokens share them; their sums fill the registers.
+constexpr int narrow_blocks(int bits) { return bits == 4 ? 3 : 6; }
+
 inline void product(const Job &job, const Job *next) {
-  const int blocks = job.site->row_bytes / 64;
-  if (job.site->bits == 4)
-    blocks == 3   ? product_blocks<3, true>(job, next)
-    : blocks == 2 ? product_blocks<2, true>(job, next)
-                  : product_blocks<1, true>(job, next);
-  else
-    blocks == 6   ? product_blocks<6, false>(job, next)
-    : blocks == 5 ? product_blocks<5, false>(job, next)
-    : blocks == 4 ? product_blocks<4, false>(job, next)
-    : blocks == 3 ? product_blocks<3, false>(job, next)
-    : blocks == 2 ? product_blocks<2, false>(job, next)
-                  : product_blocks<1, false>(job, next);
+  using Product = void (*)(const Job &, const Job *);
+  static constexpr Product kEight[] = {
+      product_wide<false>,      product_narrow<1, false>, product_narrow<2, false>, product_narrow<3, false>,
+      product_narrow<4, false>, product_narrow<5, false>, product_narrow<6, false>};
+  static constexpr Product kFour[] = {product_wide<true>, product_narrow<1, true>, product_narrow<2, true>,
+                                      product_narrow<3, true>};
+  const int which = job.blocks <= narrow_blocks(job.site->bits) ? job.blocks : 0;
+  (job.site->bits == 4 ? kFour : kEight)[which](job, next);
 }
 
 #elif defined(__AVX2__)
 
 constexpr int kRows = 8;
+constexpr int narrow_blocks(int) { return 6; }
 
 int place(int output) { return output; }
 
@@ -177,15 +238,15 @@ inline void product_piece(const __m256i *pairs, const Load &load, int32_t *sums)
 }
 
 inline void product(const Job &job, const Job *next) {
-  alignas(64) int32_t sums[2 * kTileBytes];
-  const int bytes = job.site->row_bytes;
+  alignas(64) int32_t sums[kPanelOutputs];
+  const int bytes = 64 * job.blocks;
   const bool four = job.site->bits == 4;
-  std::memset(sums, 0, sizeof(int32_t) * job.site->tile_outputs);
+  std::memset(sums, 0, sizeof(int32_t) * job.blocks * outputs_per_block(job.site->bits));
   const __m256i nibble = _mm256_set1_epi8(15);
   for (int i = 0; i < job.count; i += kRows) {
-    look_ahead<kRows>(job, next, i, bytes);
+    look_ahead<kRows>(job, next, i);
     const uint8_t *rows[kRows];
-    for (int n = 0; n < kRows; ++n) rows[n] = job.tile + job.offset[i + n];
+    for (int n = 0; n < kRows; ++n) rows[n] = job.row(i + n);
     __m256i pairs[4];
     for (int n = 0; n < 4; ++n) {
       int16_t two_events;
@@ -210,6 +271,7 @@ inline void product(const Job &job, const Job *next) {
 #else
 
 constexpr int kRows = 4;
+constexpr int narrow_blocks(int) { return 6; }
 
 int place(int output) { return output; }
 
@@ -225,16 +287,16 @@ inline void product_piece(const uint8_t *const *rows, const int16_t *events, int
 }
 
 inline void product(const Job &job, const Job *next) {
-  alignas(64) int32_t sums[2 * kTileBytes];
-  const int bytes = job.site->row_bytes;
-  std::memset(sums, 0, sizeof(int32_t) * job.site->tile_outputs);
+  alignas(64) int32_t sums[kPanelOutputs];
+  const int bytes = 64 * job.blocks;
+  std::memset(sums, 0, sizeof(int32_t) * job.blocks * outputs_per_block(job.site->bits));
   for (int i = 0; i < job.count; i += kRows) {
-    look_ahead<kRows>(job, next, i, bytes);
+    look_ahead<kRows>(job, next, i);
     int16_t events[kRows];
     for (int n = 0; n < kRows; ++n) events[n] = job.value[i + n];
     for (int at = 0; at < bytes; at += 64) {
       const uint8_t *rows[kRows];
-      for (int n = 0; n < kRows; ++n) rows[n] = job.tile + job.offset[i + n] + at;
+      for (int n = 0; n < kRows; ++n) rows[n] = job.row(i + n) + at;
       if (job.site->bits == 4) {
         product_piece(rows, events, 15, 0, sums + 2 * at);
         product_piece(rows, events, 15, 4, sums + 2 * at + 64);

@@ -1,7 +1,8 @@
 // Threads that compute one token together, in a hundred short sections of as many parts as there are threads.
 //
-// A part belongs to the thread of its number, but whoever is done takes parts that nobody has begun: a thread that sleeps,
-// or has lost its core to another program, is not waited for, and when it comes back it runs past what the others did.
+// A part belongs to the thread of its number. A thread that sleeps, or has lost its core to another program, is not waited
+// for: others take its parts, and when it comes back it runs past what they did. Who is there leaves a cache line of its
+// own alone but for one word, written when its part is done: that is all that a section costs.
 // Threads spin while a token is being computed and sleep soon after. Include it only where no special instruction set is
 // switched on.
 #pragma once
@@ -30,6 +31,7 @@ class Team {
   using Job = uint64_t (*)(void *context, int index, uint64_t first);
 
   explicit Team(int size) : size_(size), forks_(forks().load()), parts_(new Part[size]) {
+    parts_[0].present = true;
     for (int index = 1; index < size; ++index) members_.emplace_back([this, index] { serve(index); });
   }
 
@@ -67,27 +69,41 @@ class Team {
   // Says that `finished` (or, with -1, nothing yet) is done, and gives thread `index` its next part of the section; -1
   // once all are done.
   int next(uint64_t section, int finished, int index) {
-    if (finished >= 0) parts_[finished].state.store(2 * section + 1, std::memory_order_release);
-    for (int step = 0; step < size_; ++step) {
-      const int part = index + step < size_ ? index + step : index + step - size_;
-      uint64_t before = 2 * section - 1;
-      std::atomic<uint64_t> &state = parts_[part].state;
-      if (state.load(std::memory_order_relaxed) == before &&
-          state.compare_exchange_strong(before, 2 * section, std::memory_order_acq_rel))
-        return part;
+    if (finished >= 0)
+      parts_[finished].done.store(section, std::memory_order_release);
+    else if (take(section, index))
+      return index;
+    else
+      parts_[index].present.store(true, std::memory_order_relaxed);
+    for (int part = 0; part < size_; ++part) {
+      if (part == index) continue;
+      for (int look = 0; parts_[part].done.load(std::memory_order_acquire) < section; ++look) {
+        if (look == kPatience && parts_[part].taken.load(std::memory_order_relaxed) < section)
+          parts_[part].present.store(false, std::memory_order_relaxed);
+        if (!parts_[part].present.load(std::memory_order_relaxed) && take(section, part)) return part;
+        rest(look);
+      }
     }
-    for (int part = 0; part < size_; ++part)
-      spin([&] { return parts_[part].state.load(std::memory_order_acquire) > 2 * section; });
+    for (int look = 0; parts_[index].done.load(std::memory_order_acquire) < section; ++look) rest(look);
     return -1;
   }
 
  private:
-  // Of section n: 2 n - 1 before, 2 n while being done, 2 n + 1 after.
-  struct alignas(128) Part {
-    std::atomic<uint64_t> state{1};
+  struct Part {
+    alignas(128) std::atomic<uint64_t> taken{0};  // the last section whose part somebody has begun
+    alignas(128) std::atomic<uint64_t> done{0};
+    alignas(128) std::atomic<bool> present{false};
   };
 
-  static constexpr int kLooks = 4000;
+  // Looks at another's part before it is taken from him; looks before the core is left to other programs.
+  static constexpr int kPatience = 400, kLooks = 4000;
+
+  bool take(uint64_t section, int part) {
+    uint64_t before = section - 1;
+    return parts_[part].taken.compare_exchange_strong(before, section, std::memory_order_acq_rel);
+  }
+
+  static void rest(int look) { look < kLooks ? pause() : std::this_thread::yield(); }
 
   static void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -95,12 +111,6 @@ class Team {
 #elif defined(__aarch64__) && !defined(_MSC_VER)
     asm volatile("yield");
 #endif
-  }
-
-  // After a while the core is left to others between looks: who is waited for may need it.
-  template <class Ready>
-  static void spin(const Ready &ready) {
-    for (int look = 0; !ready(); ++look) look < kLooks ? pause() : std::this_thread::yield();
   }
 
   // How often this process is a fork's child; threads do not come along.
@@ -130,7 +140,9 @@ class Team {
         first = first_;
       }
       if (!job) return;
+      parts_[index].present.store(true, std::memory_order_relaxed);
       job(context, index, first);
+      parts_[index].present.store(false, std::memory_order_relaxed);
     }
   }
 

@@ -1,5 +1,5 @@
 // One pass of one thread through the model: up to kTokens tokens, from their ids to the logits.
-// A part is a range of channels, in whole tiles: their norms, neurons, products and averages are done together, so that
+// A part is a range of channels, in whole blocks: their norms, neurons, products and averages are done together, so that
 // threads need only wait for each other where all events, or all of the residual, are read.
 #include "elementwise.h"
 #include "product.h"
@@ -45,7 +45,7 @@ void gather(const Site &site, const int8_t *events, bool dense, const Events &li
       if (dense) mask = end - base < 64 ? (uint64_t{1} << (end - base)) - 1 : ~uint64_t{0};
       for (; mask; mask &= mask - 1, ++count) {
         const int input = base + lowest(mask);
-        list.offset[count] = static_cast<uint32_t>(input) * site.row_bytes;
+        list.input[count] = static_cast<uint32_t>(input);
         list.value[count] = events[input];
       }
     }
@@ -53,23 +53,28 @@ void gather(const Site &site, const int8_t *events, bool dense, const Events &li
     for (int i = list.begin[group]; i < count; ++i) sum += list.value[i];
     list.sum[group] = sum;
     for (; count % kRows; ++count) {
-      list.offset[count] = list.offset[count - 1];
+      list.input[count] = list.input[count - 1];
       list.value[count] = 0;
     }
   }
   list.begin[site.groups] = count;
 }
 
-void count(Site &site, const int8_t *events, const Events &list, int levels) {
-  ++site.steps;
+void count(const Site &site, const int8_t *events, const Events &list, int levels) {
+  int active = 0, units = 0, saturated = 0;
   for (int i = 0; i < list.begin[site.groups]; ++i) {
     const int size = list.value[i] < 0 ? -list.value[i] : list.value[i];
-    site.active += size != 0;
-    site.units += size;
-    site.saturated += size == levels;
+    active += size != 0;
+    units += size;
+    saturated += size == levels;
   }
-  if (site.fired)
-    for (int i = 0; i < site.inputs; ++i) site.fired[i] += events[i] != 0;
+  Counts &counts = *site.counts;
+  ++counts.steps;
+  counts.active += active;
+  counts.units += units;
+  counts.saturated += saturated;
+  if (counts.fired)
+    for (int i = 0; i < site.inputs; ++i) counts.fired[i] += events[i] != 0;
 }
 
 struct Range {
@@ -104,15 +109,14 @@ class Walker {
     for (int part = -1; (part = share_.next(share_.team, section_, part, worker_.index)) >= 0;) work(part);
   }
 
-  Range tiles_of(const Site &site, int part) const {
-    return {site.tiles * part / model_.threads, site.tiles * (part + 1) / model_.threads};
-  }
-
-  // The channels of a part are the outputs of its tiles.
+  // The channels of a part are the outputs of its panels.
   Range outputs_of(const Site &site, int part) const {
-    const Range tiles = tiles_of(site, part);
-    const int begin = tiles.begin * site.tile_outputs, end = tiles.end * site.tile_outputs;
-    return {begin < site.outputs ? begin : site.outputs, end < site.outputs ? end : site.outputs};
+    const auto begin = [&](int of) {
+      const int panel = site.panels_of[of];
+      const int output = panel < site.panels_of[model_.threads] ? site.panels[panel].begin : site.outputs;
+      return output < site.outputs ? output : site.outputs;
+    };
+    return {begin(part), begin(part + 1)};
   }
 
   Range channels_of(int part) const { return outputs_of(*model_.mixes->receptance, part); }
@@ -156,7 +160,7 @@ class Walker {
   }
 
   // Lists the events of every token into a slot, once for all parts that this thread does of the section.
-  void list(Site &site, int slot, int part) {
+  void list(const Site &site, int slot, int part) {
     const bool listed = worker_.listed[slot] == section_;
     worker_.listed[slot] = section_;
     for (int t = 0; t < pass_.tokens; ++t) {
@@ -169,7 +173,10 @@ class Walker {
 
   // Runs the job before this one, now that it is known what to fetch meanwhile.
   void submit(const Job &job) {
-    if (waiting_) carry_out(&job);
+    if (waiting_)
+      carry_out(&job);
+    else
+      begin(job);
     job_ = job;
     waiting_ = true;
   }
@@ -184,26 +191,32 @@ class Walker {
     if (job_.copy) std::memcpy(job_.copy, job_.out, sizeof(float) * job_.copied);
   }
 
-  // A part's tiles of a product of the tokens from `first` on; row t of the outputs begins at out + t * stride. Where rows
-  // are `exact`ly as wide as the matrix, a last tile that is wider goes by way of the scratch.
-  void multiply(const Site &site, int slot, int part, float *out, int64_t stride, int first = 0, bool exact = false) {
-    const Range tiles = tiles_of(site, part);
-    const int64_t padded = static_cast<int64_t>(site.tiles) * site.tile_outputs;
-    for (int tile = tiles.begin; tile < tiles.end; ++tile) {
-      const int begin = tile * site.tile_outputs, left = site.outputs - begin;
-      const uint8_t *weights = site.weights + static_cast<int64_t>(tile) * site.inputs * site.row_bytes;
-      const bool by_scratch = exact && left < site.tile_outputs;
-      for (int t = first; t < pass_.tokens; ++t) {
-        const Events &events = worker_.lists[slot][t];
-        float *to = out + t * stride + begin;
-        for (int group = 0; group < site.groups; ++group) {
-          const int from = events.begin[group];
-          const bool last = by_scratch && group == site.groups - 1;
-          submit({&site, weights, events.offset + from, events.value + from, events.begin[group + 1] - from,
-                  events.sum[group], site.scale + group * padded + begin, by_scratch ? worker_.scratch : to, group > 0,
-                  last ? to : nullptr, left});
-        }
+  // A part of a product, for the tokens from `first` on; row t of the outputs begins at out + t * stride.
+  // One token goes through whole panels, several through a few blocks at a time that stay in the cache.
+  void multiply(const Site &site, int slot, int part, float *out, int64_t stride, int first = 0) {
+    const bool together = pass_.tokens - first > 1;
+    for (int p = site.panels_of[part]; p < site.panels_of[part + 1]; ++p) {
+      const Panel &panel = site.panels[p];
+      const int step = together ? narrow_blocks(site.bits) : panel.blocks;
+      for (int block = 0; block < panel.blocks; block += step) {
+        const int blocks = panel.blocks - block < step ? panel.blocks - block : step;
+        for (int t = first; t < pass_.tokens; ++t)
+          multiply_blocks(site, panel, block, blocks, worker_.lists[slot][t], out + t * stride, stride);
       }
+    }
+  }
+
+  // Where the outputs of the last block would pass the end of the row they go by way of the scratch.
+  void multiply_blocks(const Site &site, const Panel &panel, int block, int blocks, const Events &events, float *out,
+                       int64_t stride) {
+    const int width = outputs_per_block(site.bits), at = panel.begin + block * width;
+    const bool by_scratch = at + blocks * width > stride;
+    for (int group = 0; group < site.groups; ++group) {
+      const int from = events.begin[group];
+      const bool last = by_scratch && group == site.groups - 1;
+      submit({&site, panel.weights + 64 * block, panel.stride, blocks, events.input + from, events.value + from,
+              events.begin[group + 1] - from, events.sum[group], site.scale + static_cast<int64_t>(group) * site.padded + at,
+              by_scratch ? worker_.scratch : out + at, group > 0, last ? out + at : nullptr, site.outputs - at});
     }
   }
 
@@ -213,7 +226,7 @@ class Walker {
   }
 
   void time_mix(const Mix &mix) {
-    Site *const sites[] = {mix.key, mix.value, mix.receptance};
+    const Site *const sites[] = {mix.key, mix.value, mix.receptance};
     const float *const weights[] = {mix.mix_k, mix.mix_v, mix.mix_r};
     float *const outs[] = {model_.k, model_.v, model_.r};
     section([&](int part) { listen(mix, sites, weights, 3, part); });
@@ -239,7 +252,7 @@ class Walker {
   }
 
   void channel_mix(const Mix &mix) {
-    Site *const sites[] = {mix.key, mix.receptance};
+    const Site *const sites[] = {mix.key, mix.receptance};
     const float *const weights[] = {mix.mix_k, mix.mix_r};
     section([&](int part) { listen(mix, sites, weights, 2, part); });
     section([&](int part) {
@@ -285,7 +298,7 @@ class Walker {
   void head(int part) {
     list(*model_.head, 0, part);
     float *logits = pass_.logits - static_cast<int64_t>(pass_.first_logits) * model_.vocab;
-    multiply(*model_.head, 0, part, logits, model_.vocab, pass_.first_logits, true);
+    multiply(*model_.head, 0, part, logits, model_.vocab, pass_.first_logits);
     flush();
   }
 

@@ -84,7 +84,7 @@ void backward_step(float *__restrict grad, float *__restrict grad_leak, const fl
 void forward_tile(const EventForward &op, const Tile &tile) {
   const auto [batch, time, channels] = op.shape;
   const Local local(op, tile.channel);
-  float membrane[kBlock];
+  float membrane[kBlock], x_row[kBlock], event_row[kBlock];
   copy(membrane, op.membrane + tile.batch * channels + tile.channel, tile.width);
   float *checkpoint = op.checkpoints + tile.batch * saved(time) * channels + tile.channel;
   for (int64_t t = 0; t < time; ++t) {
@@ -93,7 +93,9 @@ void forward_tile(const EventForward &op, const Tile &tile) {
       checkpoint += channels;
     }
     const int64_t at = (tile.batch * time + t) * channels + tile.channel;
-    forward_step(membrane, tile.width, local, op.x + at, op.events + at);
+    float *events = place(op.events, at, event_row);
+    forward_step(membrane, tile.width, local, read(op.x, at, tile.width, x_row), events);
+    finish(op.events, at, tile.width, events);
   }
   copy(op.membrane_out + tile.batch * channels + tile.channel, membrane, tile.width);
 }
@@ -105,6 +107,7 @@ void backward_tile(const EventBackward &op, const Tile &tile) {
   const int width = tile.width;
   const Local local(op, tile.channel);
   float grad[kBlock], grad_leak[kBlock], membrane[kBlock], before[kChunk][kBlock], charged[kChunk][kBlock];
+  float row[kBlock], grad_row[kBlock];
   float *total = op.grad_leak + membrane_at;
   copy(grad, op.grad_membrane + membrane_at, width);
   for (int c = 0; c < width; ++c) total[c] = 0.0f;
@@ -118,26 +121,31 @@ void backward_tile(const EventBackward &op, const Tile &tile) {
     copy(membrane, start, width);
     for (int c = 0; c < width; ++c) grad_leak[c] = 0.0f;
     for (int s = 0; s < steps; ++s)
-      replay_step(membrane, before[s], charged[s], width, local, op.x + at + s * channels);
-    for (int s = steps - 1; s >= 0; --s)
-      backward_step<hard>(grad, grad_leak, before[s], charged[s], width, local, op.grad_events + at + s * channels,
-                    op.grad_x + at + s * channels);
+      replay_step(membrane, before[s], charged[s], width, local, read(op.x, at + s * channels, width, row));
+    for (int s = steps - 1; s >= 0; --s) {
+      const int64_t here = at + s * channels;
+      float *grad_x = place(op.grad_x, here, row);
+      backward_step<hard>(grad, grad_leak, before[s], charged[s], width, local,
+                          read(op.grad_events, here, width, grad_row), grad_x);
+      finish(op.grad_x, here, width, grad_x);
+    }
     for (int c = 0; c < width; ++c) total[c] += grad_leak[c];
   }
   copy(op.grad_membrane_in + membrane_at, grad, width);
 }
 
-void point_forward(const PointEvent &op, const float *__restrict x, float *__restrict events) {
-  const auto [levels, window, is_signed, hard, thresholds, units] = op.set;
-  const float *__restrict threshold = thresholds, *__restrict unit = units;
-  for (int64_t c = 0; c < op.channels; ++c) events[c] = count(x[c], threshold[c], unit[c], levels, is_signed);
+void point_forward(const EventSettings &set, int64_t channel, int width, const float *__restrict x,
+                   float *__restrict events) {
+  const auto [levels, window, is_signed, hard, thresholds, units] = set;
+  const float *__restrict threshold = thresholds + channel, *__restrict unit = units + channel;
+  for (int c = 0; c < width; ++c) events[c] = count(x[c], threshold[c], unit[c], levels, is_signed);
 }
 
-void point_backward(const PointEvent &op, const float *__restrict x, const float *__restrict grad_events,
-                    float *__restrict grad_x) {
-  const EventSettings set = op.set;
-  const float *__restrict threshold = set.threshold, *__restrict unit = set.unit;
-  for (int64_t c = 0; c < op.channels; ++c) grad_x[c] = grad_events[c] * slope(x[c], threshold[c], unit[c], set);
+void point_backward(const EventSettings &given, int64_t channel, int width, const float *__restrict x,
+                    const float *__restrict grad_events, float *__restrict grad_x) {
+  const EventSettings set = given;
+  const float *__restrict threshold = set.threshold + channel, *__restrict unit = set.unit + channel;
+  for (int c = 0; c < width; ++c) grad_x[c] = grad_events[c] * slope(x[c], threshold[c], unit[c], set);
 }
 
 }  // namespace
@@ -154,12 +162,44 @@ void event_backward(const EventBackward &op, int64_t begin, int64_t end) {
 }
 
 void point_event_forward(const PointEvent &op, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) point_forward(op, op.x + row * op.channels, op.out + row * op.channels);
+  float x_row[kRow], event_row[kRow];
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t c = 0; c < op.channels; c += kRow) {
+      const int width = static_cast<int>(op.channels - c < kRow ? op.channels - c : kRow);
+      const int64_t at = row * op.channels + c;
+      float *events = place(op.out, at, event_row);
+      point_forward(op.set, c, width, read(op.x, at, width, x_row), events);
+      finish(op.out, at, width, events);
+    }
 }
 
 void point_event_backward(const PointEvent &op, int64_t begin, int64_t end) {
+  float x_row[kRow], grad_row[kRow], out_row[kRow];
   for (int64_t row = begin; row < end; ++row)
-    point_backward(op, op.x + row * op.channels, op.grad_events + row * op.channels, op.out + row * op.channels);
+    for (int64_t c = 0; c < op.channels; c += kRow) {
+      const int width = static_cast<int>(op.channels - c < kRow ? op.channels - c : kRow);
+      const int64_t at = row * op.channels + c;
+      float *grad_x = place(op.out, at, out_row);
+      point_backward(op.set, c, width, read(op.x, at, width, x_row), read(op.grad_events, at, width, grad_row), grad_x);
+      finish(op.out, at, width, grad_x);
+    }
+}
+
+void tally(const Tally &op, int64_t begin, int64_t end) {
+  float buffer[kBlock];
+  for (int64_t row = begin; row < end; ++row) {
+    int32_t fired = 0, largest = 0;
+    for (int64_t channel = 0; channel < op.channels; channel += kBlock) {
+      const int width = static_cast<int>(op.channels - channel < kBlock ? op.channels - channel : kBlock);
+      const float *events = read(op.events, row * op.stride + channel, width, buffer);
+      for (int c = 0; c < width; ++c) {
+        fired += events[c] != 0.0f;
+        largest += size_of(events[c], true) >= op.levels;
+      }
+    }
+    op.counts[2 * row] = fired;
+    op.counts[2 * row + 1] = largest;
+  }
 }
 
 }  // namespace spikegpt::SPIKEGPT_ISA

@@ -1,5 +1,6 @@
-// The operators along time, one table of functions per instruction set.
-// Every tensor is contiguous float32. Shapes: B batch, T time, C channels; N = saved(T) checkpoints of the state.
+// The operators along time and what stands around them, one table of functions per instruction set.
+// Every tensor is contiguous: Values and Results float32 or bfloat16, the others float32. Computed in float32.
+// Shapes: B batch, T time, C channels; N = saved(T) checkpoints of the state.
 // Included by translation units built with different instruction sets: plain data only, no inline functions.
 #pragma once
 
@@ -11,6 +12,20 @@ namespace spikegpt {
 constexpr int kBlock = 64;
 // Steps between two checkpoints; the backward pass replays one chunk at a time from them.
 constexpr int kChunk = 32;
+// Elements of one item where a tensor has no shape that matters.
+constexpr int kFlat = 4096;
+// Elements done together where nothing is walked through time.
+constexpr int kRow = 256;
+
+struct Values {
+  const void *data;
+  bool half;  // bfloat16
+};
+
+struct Results {
+  void *data;
+  bool half;
+};
 
 struct Shape {
   int64_t batch, time, channels;
@@ -19,13 +34,14 @@ struct Shape {
 struct Wkv {
   Shape shape;
   const float *decay, *first;  // [C]
-  const float *k, *v;          // [B, T, C]
+  Values k, v;                 // [B, T, C]
+  Values gate;                 // [B, T, C], or no data: y is then not multiplied by sigmoid(gate)
   const float *state;          // [B, 3, C]: numerator, denominator, max exponent
 };
 
 struct WkvForward {
   Wkv in;
-  float *y;            // [B, T, C]
+  Results y;           // [B, T, C]
   float *state;        // [B, 3, C]
   float *checkpoints;  // [B, N, 3, C]
 };
@@ -33,9 +49,11 @@ struct WkvForward {
 struct WkvBackward {
   Wkv in;
   const float *checkpoints;
-  const float *grad_y, *grad_state;
+  Values grad_y;
+  const float *grad_state;
   float *grad_decay, *grad_first;  // [B, C], to be summed over B
-  float *grad_k, *grad_v, *grad_state_in;
+  Results grad_k, grad_v, grad_gate;
+  float *grad_state_in;
 };
 
 struct LifSettings {
@@ -45,17 +63,21 @@ struct LifSettings {
 struct LifForward {
   Shape shape;
   LifSettings set;
-  const float *x, *membrane;       // [B, T, C], [B, C]
-  float *spikes, *membrane_out;    // [B, T, C], [B, C]
-  float *checkpoints;              // [B, N, C]
+  Values x;                      // [B, T, C]
+  const float *membrane;         // [B, C]
+  const float *residual;         // [B, T, C], added to the spikes, or null
+  float *spikes, *membrane_out;  // [B, T, C], [B, C]
+  float *checkpoints;            // [B, N, C]
 };
 
 struct LifBackward {
   Shape shape;
   LifSettings set;
-  const float *x, *membrane, *checkpoints;
+  Values x;
+  const float *membrane, *checkpoints;
   const float *grad_spikes, *grad_membrane;
-  float *grad_x, *grad_membrane_in;
+  Results grad_x;
+  float *grad_membrane_in;
 };
 
 struct EventSettings {
@@ -67,25 +89,108 @@ struct EventSettings {
 struct EventForward {
   Shape shape;
   EventSettings set;
-  const float *x, *leak, *membrane;  // [B, T, C], [C], [B, C]
-  float *events, *membrane_out;      // [B, T, C], [B, C]
-  float *checkpoints;                // [B, N, C]
+  Values x;                      // [B, T, C]
+  const float *leak, *membrane;  // [C], [B, C]
+  Results events;                // [B, T, C]
+  float *membrane_out;           // [B, C]
+  float *checkpoints;            // [B, N, C]
 };
 
 struct EventBackward {
   Shape shape;
   EventSettings set;
-  const float *x, *leak, *membrane, *checkpoints;
-  const float *grad_events, *grad_membrane;
-  float *grad_x, *grad_leak, *grad_membrane_in;  // [B, T, C], [B, C] to be summed over B, [B, C]
+  Values x;
+  const float *leak, *membrane, *checkpoints;
+  Values grad_events;
+  const float *grad_membrane;
+  Results grad_x;
+  float *grad_leak, *grad_membrane_in;  // [B, C] to be summed over B, [B, C]
 };
 
 // Events without a membrane: rows of C channels, independent of each other.
 struct PointEvent {
   int64_t channels;
   EventSettings set;
-  const float *x, *grad_events;  // [rows, C]; grad_events only backward
-  float *out;                    // events or grad_x
+  Values x, grad_events;  // [rows, C]; grad_events only backward
+  Results out;            // events or grad_x
+};
+
+// How many events of every row are not 0, and how many are the largest.
+struct Tally {
+  int64_t channels, stride;  // of a row, from row to row
+  float levels;
+  Values events;
+  int32_t *counts;  // [rows, 2]
+};
+
+// Token shift and up to kMixes mixes.
+constexpr int kMixes = 3;
+
+struct ShiftMix {
+  Shape shape;
+  int count;
+  const float *x, *last;       // [B, T, C], [B, C]
+  const float *mixes[kMixes];  // [C]
+};
+
+struct ShiftMixForward {
+  ShiftMix in;
+  Results y[kMixes];  // [B, T, C]
+};
+
+struct ShiftMixBackward {
+  ShiftMix in;
+  Values grad_y[kMixes];
+  float *grad_x, *grad_last;
+  float *grad_mixes;  // [B * chunks, count, C], one for every kChunk tokens, to be summed
+};
+
+// y = max(x, 0)^2; grad_y only backward, where `out` is grad_x.
+struct ReluSquared {
+  int64_t elements;
+  Values x, grad_y;
+  Results out;
+};
+
+// y = sigmoid(gate) x
+struct GateForward {
+  int64_t elements;
+  Values gate, x;
+  Results y;
+};
+
+struct GateBackward {
+  int64_t elements;
+  Values gate, x, grad_y;
+  Results grad_gate, grad_x;
+};
+
+// y = x / (1 - p), or 0 where a hash of the position and the seed falls below p. Its own gradient.
+struct Dropout {
+  int64_t elements;
+  float p;
+  const int64_t *seed;  // [1]
+  Values x;
+  Results y;
+};
+
+struct CrossEntropyForward {
+  int64_t classes;
+  Values logits;                           // [rows, classes]
+  const int64_t *targets;                  // [rows]
+  float *losses, *log_totals, *largest;    // [rows]
+  int64_t *where;                          // [rows], of the largest
+};
+
+struct CrossEntropyBackward {
+  int64_t classes;
+  float penalty;
+  Values logits;
+  const int64_t *targets;
+  const float *log_totals, *largest;
+  const int64_t *where;
+  const float *grad_losses;  // [rows]
+  Results grad;
 };
 
 // A few vectors times a matrix.
@@ -95,8 +200,8 @@ struct Matvec {
   float *y;                 // [rows, outputs]
 };
 
-// Each function does the items begin..end: (batch, block of channels) pairs, rows for PointEvent,
-// outputs for Matvec.
+// Each function does the items begin..end: (batch, block of channels) pairs; (batch, chunk of tokens) pairs for
+// ShiftMixBackward; rows for PointEvent, Tally, ShiftMixForward and CrossEntropy; kFlat elements for ReluSquared, Gate and Dropout; outputs for Matvec.
 struct Kernels {
   const char *name;
   void (*wkv_forward)(const WkvForward &, int64_t begin, int64_t end);
@@ -107,6 +212,16 @@ struct Kernels {
   void (*event_backward)(const EventBackward &, int64_t begin, int64_t end);
   void (*point_event_forward)(const PointEvent &, int64_t begin, int64_t end);
   void (*point_event_backward)(const PointEvent &, int64_t begin, int64_t end);
+  void (*tally)(const Tally &, int64_t begin, int64_t end);
+  void (*shift_mix_forward)(const ShiftMixForward &, int64_t begin, int64_t end);
+  void (*shift_mix_backward)(const ShiftMixBackward &, int64_t begin, int64_t end);
+  void (*relu_squared_forward)(const ReluSquared &, int64_t begin, int64_t end);
+  void (*relu_squared_backward)(const ReluSquared &, int64_t begin, int64_t end);
+  void (*gate_forward)(const GateForward &, int64_t begin, int64_t end);
+  void (*gate_backward)(const GateBackward &, int64_t begin, int64_t end);
+  void (*dropout)(const Dropout &, int64_t begin, int64_t end);
+  void (*cross_entropy_forward)(const CrossEntropyForward &, int64_t begin, int64_t end);
+  void (*cross_entropy_backward)(const CrossEntropyBackward &, int64_t begin, int64_t end);
   void (*matvec)(const Matvec &, int64_t begin, int64_t end);
 };
 

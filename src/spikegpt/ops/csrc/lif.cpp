@@ -38,9 +38,13 @@ void backward_step(float *__restrict grad, const float *__restrict charged, int 
   }
 }
 
+void add(float *__restrict spikes, const float *__restrict residual, int width) {
+  for (int c = 0; c < width; ++c) spikes[c] += residual[c];
+}
+
 void forward_tile(const LifForward &op, const Tile &tile) {
   const auto [batch, time, channels] = op.shape;
-  float membrane[kBlock];
+  float membrane[kBlock], row[kBlock];
   copy(membrane, op.membrane + tile.batch * channels + tile.channel, tile.width);
   float *checkpoint = op.checkpoints + tile.batch * saved(time) * channels + tile.channel;
   for (int64_t t = 0; t < time; ++t) {
@@ -49,7 +53,8 @@ void forward_tile(const LifForward &op, const Tile &tile) {
       checkpoint += channels;
     }
     const int64_t at = (tile.batch * time + t) * channels + tile.channel;
-    forward_step(membrane, tile.width, op.set, op.x + at, op.spikes + at);
+    forward_step(membrane, tile.width, op.set, read(op.x, at, tile.width, row), op.spikes + at);
+    if (op.residual) add(op.spikes + at, op.residual + at, tile.width);
   }
   copy(op.membrane_out + tile.batch * channels + tile.channel, membrane, tile.width);
 }
@@ -57,7 +62,7 @@ void forward_tile(const LifForward &op, const Tile &tile) {
 void backward_tile(const LifBackward &op, const Tile &tile) {
   const auto [batch, time, channels] = op.shape;
   const int64_t membrane_at = tile.batch * channels + tile.channel;
-  float grad[kBlock], membrane[kBlock], charged[kChunk][kBlock];
+  float grad[kBlock], membrane[kBlock], row[kBlock], charged[kChunk][kBlock];
   copy(grad, op.grad_membrane + membrane_at, tile.width);
   const int64_t last = saved(time);
   for (int64_t chunk = last; chunk >= 0; --chunk) {
@@ -67,10 +72,14 @@ void backward_tile(const LifBackward &op, const Tile &tile) {
     const float *start = chunk == 0 ? op.membrane + membrane_at
                                     : op.checkpoints + (tile.batch * last + chunk - 1) * channels + tile.channel;
     copy(membrane, start, tile.width);
-    for (int s = 0; s < steps; ++s) replay_step(membrane, charged[s], tile.width, op.set, op.x + at + s * channels);
-    for (int s = steps - 1; s >= 0; --s)
-      backward_step(grad, charged[s], tile.width, op.set, op.grad_spikes + at + s * channels,
-                    op.grad_x + at + s * channels);
+    for (int s = 0; s < steps; ++s)
+      replay_step(membrane, charged[s], tile.width, op.set, read(op.x, at + s * channels, tile.width, row));
+    for (int s = steps - 1; s >= 0; --s) {
+      const int64_t here = at + s * channels;
+      float *grad_x = place(op.grad_x, here, row);
+      backward_step(grad, charged[s], tile.width, op.set, op.grad_spikes + here, grad_x);
+      finish(op.grad_x, here, tile.width, grad_x);
+    }
   }
   copy(op.grad_membrane_in + membrane_at, grad, tile.width);
 }

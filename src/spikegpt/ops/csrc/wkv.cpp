@@ -1,4 +1,5 @@
-// The WKV average: one pass forward; backward in chunks that are replayed from the saved states.
+// The WKV average, times a gate if there is one: one pass forward; backward in chunks that are replayed from the saved
+// states.
 #include "lanes.h"
 
 namespace {
@@ -72,7 +73,7 @@ struct Carried {
 };
 
 void backward_step(Carried &g, const Trace &trace, int width, const float *__restrict v, const float *__restrict grad_y,
-                   float *__restrict grad_k, float *__restrict grad_v) {
+                   float *__restrict grad_k, float *__restrict grad_v, float *__restrict ys) {
   for (int c = 0; c < width; ++c) {
     const float a = trace.a[c], b = trace.b[c], ga = g.a[c], gb = g.b[c];
     const float out_past = trace.out_past[c], out_now = trace.out_now[c];
@@ -91,25 +92,68 @@ void backward_step(Carried &g, const Trace &trace, int width, const float *__res
     g.a[c] = out_past * g_sum + in_past * ga;
     g.b[c] = in_past * gb - out_past * g_sum * y;
     g.o[c] = excess;
+    ys[c] = y;
   }
+}
+
+void multiply_by_gate(float *__restrict y, const float *__restrict gate, int width) {
+  for (int c = 0; c < width; ++c) y[c] *= sigmoid(gate[c]);
+}
+
+// grad_y and `share`, from which the gate's gradient is share * y
+void backward_gate(float *__restrict grad_y, float *__restrict share, const float *__restrict grad,
+                   const float *__restrict gate, int width) {
+  for (int c = 0; c < width; ++c) {
+    float open, shut;
+    sigmoids(gate[c], open, shut);
+    grad_y[c] = grad[c] * open;
+    share[c] = grad_y[c] * shut;
+  }
+}
+
+// Rows of one step, widened or on their way to be narrowed.
+struct Buffers {
+  float k[kBlock], v[kBlock], gate[kBlock], y[kBlock], grad[kBlock], grad_k[kBlock], grad_v[kBlock], grad_gate[kBlock];
+};
+
+// The backward step at the element `at`, and of the gate around it.
+void backward_row(const WkvBackward &op, int64_t at, int width, Carried &g, const Trace &trace, Buffers &rows) {
+  const float *v = read(op.in.v, at, width, rows.v), *grad_y = read(op.grad_y, at, width, rows.grad);
+  float *grad_k = place(op.grad_k, at, rows.grad_k), *grad_v = place(op.grad_v, at, rows.grad_v);
+  if (op.in.gate.data) {
+    float *grad_gate = place(op.grad_gate, at, rows.grad_gate);
+    backward_gate(rows.k, grad_gate, grad_y, read(op.in.gate, at, width, rows.gate), width);
+    backward_step(g, trace, width, v, rows.k, grad_k, grad_v, rows.y);
+    for (int c = 0; c < width; ++c) grad_gate[c] *= rows.y[c];
+    finish(op.grad_gate, at, width, grad_gate);
+  } else {
+    backward_step(g, trace, width, v, grad_y, grad_k, grad_v, rows.y);
+  }
+  finish(op.grad_k, at, width, grad_k);
+  finish(op.grad_v, at, width, grad_v);
 }
 
 void forward_tile(const WkvForward &op, const Tile &tile) {
   const auto [batch, time, channels] = op.in.shape;
   const int64_t states = 3 * channels;
+  const int width = tile.width;
   Running run;
-  run.load(op.in.state + tile.batch * states + tile.channel, channels, tile.width);
+  Buffers rows;
+  run.load(op.in.state + tile.batch * states + tile.channel, channels, width);
   float *checkpoint = op.checkpoints + tile.batch * saved(time) * states + tile.channel;
   for (int64_t t = 0; t < time; ++t) {
     if (t > 0 && t % kChunk == 0) {
-      run.store(checkpoint, channels, tile.width);
+      run.store(checkpoint, channels, width);
       checkpoint += states;
     }
     const int64_t at = (tile.batch * time + t) * channels + tile.channel;
-    forward_step(run, tile.width, op.in.decay + tile.channel, op.in.first + tile.channel, op.in.k + at, op.in.v + at,
-                 op.y + at);
+    float *y = place(op.y, at, rows.y);
+    forward_step(run, width, op.in.decay + tile.channel, op.in.first + tile.channel, read(op.in.k, at, width, rows.k),
+                 read(op.in.v, at, width, rows.v), y);
+    if (op.in.gate.data) multiply_by_gate(y, read(op.in.gate, at, width, rows.gate), width);
+    finish(op.y, at, width, y);
   }
-  run.store(op.state + tile.batch * states + tile.channel, channels, tile.width);
+  run.store(op.state + tile.batch * states + tile.channel, channels, width);
 }
 
 void backward_tile(const WkvBackward &op, const Tile &tile) {
@@ -118,6 +162,7 @@ void backward_tile(const WkvBackward &op, const Tile &tile) {
   const int width = tile.width;
   const float *decay = op.in.decay + tile.channel, *first = op.in.first + tile.channel;
   Trace traces[kChunk];
+  Buffers rows;
   Running run;
   Carried g;
   copy(g.a, op.grad_state + state_at, width);
@@ -136,15 +181,13 @@ void backward_tile(const WkvBackward &op, const Tile &tile) {
                                     : op.checkpoints + (tile.batch * last + chunk - 1) * states + tile.channel;
     run.load(start, channels, width);
     for (int s = 0; s < steps; ++s)
-      replay_step(run, &traces[s], width, decay, first, op.in.k + at + s * channels, op.in.v + at + s * channels);
+      replay_step(run, &traces[s], width, decay, first, read(op.in.k, at + s * channels, width, rows.k),
+                  read(op.in.v, at + s * channels, width, rows.v));
     for (int c = 0; c < width; ++c) {
       if (chunk == last) g.o[c] -= g.a[c] * run.a[c] + g.b[c] * run.b[c];
       g.decay[c] = g.first[c] = 0.0f;
     }
-    for (int s = steps - 1; s >= 0; --s) {
-      const int64_t here = at + s * channels;
-      backward_step(g, traces[s], width, op.in.v + here, op.grad_y + here, op.grad_k + here, op.grad_v + here);
-    }
+    for (int s = steps - 1; s >= 0; --s) backward_row(op, at + s * channels, width, g, traces[s], rows);
     for (int c = 0; c < width; ++c) {
       grad_decay[c] += g.decay[c];
       grad_first[c] += g.first[c];

@@ -1,0 +1,69 @@
+"""The recipes run, at toy sizes."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_model
+
+from spikegpt.checkpoint import load_model, save_model
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+@pytest.fixture
+def eight_bits():
+    spec = importlib.util.spec_from_file_location("eight_bits", RECIPES / "eight_bits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_eight_bits_there_and_back(tmp_path, eight_bits):
+    model = make_model()
+    save_model(tmp_path / "model", model)
+    shards = eight_bits.write_shards(tmp_path / "model", tmp_path / "small", largest=6000)
+    sizes = [path.stat().st_size for path in shards.glob("weights-*.safetensors")]
+    assert len(sizes) > 3
+    assert max(sizes) < 9000
+    back = load_model(eight_bits.restore(shards, tmp_path / "back"))
+    for (name, before), after in zip(model.state_dict().items(), back.state_dict().values(), strict=True):
+        if before.ndim != 2:
+            assert torch.equal(after, before), name
+        else:
+            assert ((after - before).abs() <= before.abs().amax(1, keepdim=True) / 254 * 1.001).all(), name
+    eight_bits.write_shards(tmp_path / "back", tmp_path / "small", largest=10**6)
+    assert len(list((tmp_path / "small").glob("weights-*"))) == 1
+
+
+def run(arguments):
+    program = [sys.executable, "-W", "ignore", str(RECIPES / "books_46m.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(program, capture_output=True, text=True, timeout=200, env=environment)
+
+
+def test_books_in_pieces(tmp_path):
+    """Stopped by its own clock, gone on with, and measured."""
+    text = "\n\n\n".join(f"{n} sheep and {n + 1} goats make {2 * n + 1} animals." for n in range(300))
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(text if name == "train" else text[:2000])
+    small = {"n_layer": 1, "n_embd": 16, "context": 16}
+    arguments = ["--data", tmp_path, "--runs", tmp_path / "runs", "--set", json.dumps(small), "--only", "canonical"]
+    arguments += ["--step-tokens", 64, "--megabytes"]
+    stopped = run([*arguments, 0.00384, "--minutes", 0])
+    assert stopped.returncode == 75, stopped.stderr[-2000:]
+    assert "run the same command again" in stopped.stdout
+    done = run([*arguments, 0.00384, "--minutes", 3])
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "runs" / "results.json").read_text())["canonical"]
+    assert 0 < results["test bits per byte"] < 8
+    assert results["8-bit valid bits per byte"] == pytest.approx(results["valid bits per byte"], rel=0.02)
+    assert results["curve"][-1][0] == 60 * 64
+    again = run([*arguments, 0.00384, "--minutes", 1])
+    assert again.returncode == 0
+    assert "all done" in again.stdout
