@@ -148,7 +148,7 @@ def test_lif_add_is_lif_and_an_addition():
 # event
 
 
-@pytest.mark.parametrize("settings", SETTINGS[::3], ids=str)
+@pytest.mark.parametrize("settings", SETTINGS[::5], ids=str)
 @pytest.mark.parametrize(("time", "channels"), [(5, 35), (33, 3)])
 def test_event_rounds_and_differentiates_as_the_reference_does(time, channels, settings):
     inputs, threshold, unit = event_inputs(time, channels)
@@ -194,6 +194,30 @@ def test_relu_squared_against_double():
     against([x], [cotangent], lambda x, backend: [ops.relu_squared(x, backend=backend)], 1e-6)
 
 
+def test_gate_against_double():
+    opening, x, cotangent = torch.randn(3, 2, 5, 130, generator=generator()) * 3
+    against([opening, x], [cotangent], lambda *a, backend: [ops.gate(*a, backend=backend)], 1e-6)
+    assert ops.gate(opening * 100, x, backend="triton").isfinite().all()
+
+
+@pytest.mark.parametrize("vocabulary", [7, 5000])
+def test_cross_entropy_against_double(vocabulary):
+    logits = torch.randn(2, 3, vocabulary, generator=generator()) * 4
+    targets = torch.randint(vocabulary, (2, 3), generator=generator(1))
+
+    def function(logits, backend):
+        return [ops.cross_entropy(logits, targets, 0.1, backend=backend)]
+
+    against([logits], [torch.tensor(1.5)], function, 1e-5)
+    half = logits.bfloat16().requires_grad_()
+    (grad,) = torch.autograd.grad(function(half, "triton"), half)
+    assert grad.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert ops.cross_entropy(logits, targets, backend="triton") > 0
+    logits[0, 0, 3] = math.nan
+    assert ops.cross_entropy(logits, targets, backend="triton").isnan()
+
+
 # Any type, no tokens, NaN, the compiler
 
 
@@ -210,6 +234,8 @@ def test_half_inputs_are_computed_in_full(dtype):
         z, _ = ops.gated_wkv(decay, first, k, v, gate, state, backend=backend)
         spikes, _ = ops.lif(x, backend=backend)
         events, _ = ops.event(x, one_each, one_each / 4, one_each / 2, backend=backend)
+        narrow, _ = ops.event(x, one_each, one_each / 4, one_each / 2, dtype=dtype, backend=backend)
+        assert narrow.dtype == dtype and torch.equal(narrow.float(), events)
         points, _ = ops.event(x, one_each, one_each / 4, backend=backend)
         squared = ops.relu_squared(x, dtype=torch.float32, backend=backend)
         return [y, z, spikes, events, points, squared]
@@ -301,10 +327,12 @@ def test_custom_operators_keep_torch_rules():
     torch.library.opcheck(triton._lif._op, (x, None, membrane, 2.0, 1.0, 2.0, True), test_utils=checks)
     ones = torch.ones(2)
     torch.library.opcheck(
-        triton._event._op, (x, ones, ones, ones, membrane, 15, True, True, 0.0, True), test_utils=checks
+        triton._event._op, (x, ones, ones, ones, membrane, 15, True, True, 0.0, torch.float32, True), test_utils=checks
     )
-    torch.library.opcheck(triton._event._point_op, (x, ones, ones, 15, True, 0.0), test_utils=checks)
+    torch.library.opcheck(triton._event._point_op, (x, ones, ones, 15, True, 0.0, torch.float32), test_utils=checks)
     torch.library.opcheck(triton._mix._op, (x, membrane, ones[None], torch.float32), test_utils=checks)
+    torch.library.opcheck(triton._mix._gate_op, (x, x.detach(), torch.float32), test_utils=checks)
+    torch.library.opcheck(triton._loss._op, (x, torch.zeros(2, 2, dtype=torch.int64), 0.1), test_utils=checks)
     torch.library.opcheck(triton._mix._squared_op, (x, torch.float32), test_utils=checks)
 
 

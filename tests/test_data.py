@@ -209,7 +209,7 @@ def test_batches_and_pieces_change_nothing(
     book: Path, bpe: BPETokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepare(book, bpe, tmp_path / "a", valid=0.2)
-    monkeypatch.setattr(data, "_PIECE", 40)
+    monkeypatch.setattr(data, "PIECE", 40)
     monkeypatch.setattr(data, "_BATCH", 200)
     parts = prepare(book, bpe, tmp_path / "b", valid=0.2)
     assert [file.hash for file in parts if file] == [file.hash for file in whole if file]

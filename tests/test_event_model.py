@@ -94,6 +94,19 @@ def test_thresholds_follow_the_activity_asked_for() -> None:
     assert meter.activity == pytest.approx(0.18, abs=0.06)
 
 
+def test_a_target_out_of_reach_does_not_silence_the_scale() -> None:
+    """After relu^2 about half of the inputs are 0: asked for 90% of them, the threshold stays in proportion to the rest."""
+    neuron = EventNeuron(64, 1, EventConfig(activity=0.9), 0.9, signed=False, backend="auto").train()
+    x = torch.randn(4, 64, 64).relu().square()
+    for _ in range(200):
+        neuron(x)
+        neuron.adapt()
+    assert neuron.threshold.item() == pytest.approx(0.1 * x.mean().item(), rel=0.05)
+    events, _ = neuron(x)
+    assert torch.count_nonzero(events) > 0.35 * events.numel()
+    assert (events >= 15).float().mean() < 0.02
+
+
 def test_gradients_reach_every_parameter() -> None:
     model = awake(KINDS["learned leak, soft reset"])
     logits, _ = model(torch.randint(40, (2, 20)))

@@ -23,6 +23,8 @@ PACKED: dict[str, Callable[[Path], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.o
 SEPARATOR = "\n\n\n"
 LONGEST_DOCUMENT = 1 << 24
 """Characters; a longer document is cut into several, so that none has to be wholly in memory."""
+PIECE = 1 << 16
+"""Characters given to a tokenizer at a time, so that one long document keeps every core busy."""
 
 _BLOCK = 1 << 20
 _BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)")

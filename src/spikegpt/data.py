@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .corpus import SEPARATOR, Document, Errors, cut_between_words, documents, expand, pieces, read_documents
+from .corpus import PIECE, SEPARATOR, Document, Errors, cut_between_words, documents, expand, pieces, read_documents
 from .errors import UsageError, UserError
 from .token_file import TokenFile, TokenWriter
 from .tokenizer import Tokenizer
@@ -31,7 +31,6 @@ from .tokenizer import Tokenizer
 __all__ = ["Corpus", "TokenFile", "Windows", "documents", "expand", "prepare", "prepare_files", "sequential"]
 
 _FORMAT = 1
-_PIECE = 1 << 16  # characters given to the tokenizer at a time, so that one long document keeps every core busy
 _BATCH = 1 << 23  # characters read ahead
 _SAMPLE = 1 << 16
 
@@ -264,7 +263,7 @@ def _write_tokens(source: _Source, tokenizer: Tokenizer, split: _Split, folder: 
         task = bar.add_task("tokenising", total=split.bytes)
 
         def tokenise(batch: Sequence[tuple[TokenWriter, Document]]) -> None:
-            texts = [list(pieces(document.text, _PIECE)) for _, document in batch]
+            texts = [list(pieces(document.text, PIECE)) for _, document in batch]
             ids = iter(tokenizer.encode_many([piece for text in texts for piece in text]))
             for (writer, document), text in zip(batch, texts, strict=True):
                 size = writer.add(document, [next(ids) for _ in text])

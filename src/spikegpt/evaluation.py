@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .corpus import expand, pieces, read_documents
+from .corpus import PIECE, expand, pieces, read_documents
 from .errors import UsageError, UserError
 from .meter import SpikeMeter
 from .tokenizer import Tokenizer
 
 Report = Callable[[int, int], object]
 """Hears how many of how many tokens are read."""
-_PIECE = 1 << 16  # characters tokenised at a time, on all cores
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def evaluate_files(
     ids, n_bytes = [np.empty(0, np.int32)], 0
     for path in expand(paths):
         for document in read_documents(path):
-            ids += tokenizer.encode_many(list(pieces(document.text, _PIECE))) + (end if document.ends else [])
+            ids += tokenizer.encode_many(list(pieces(document.text, PIECE))) + (end if document.ends else [])
             n_bytes += len(document.text.encode())
     return bits_on_tokens(model, np.concatenate(ids), n_bytes, chunk=chunk, streams=streams, report=report)
 

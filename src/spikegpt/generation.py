@@ -6,6 +6,7 @@ gives the logits of the next one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Generator, Iterator, Sequence
@@ -225,11 +226,25 @@ def _decode(model: Any, texts: list[Text], state: State) -> Generator[str, None,
 
 
 def _decode_stream(stream: Any, text: Text) -> Generator[str, None, State]:
-    """The same for one text on an engine that steps in place."""
+    """The same for one text on an engine that steps in place, with threads of its own."""
     while text.reason is None:
-        if piece := text.advance(stream.step(text.pending)):
+        scores = stream.step(text.pending)
+        with _one_thread():
+            piece = text.advance(scores)
+        if piece:
             yield piece
     return stream.state()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch on one thread: its others, which go on spinning after each small operation, would slow the engine's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def prefill(model: Any, ids: Sequence[int], state: State) -> State:

@@ -251,7 +251,9 @@ class SpikeGPT(nn.Module):
         x = self.emb(ids).to(self.ln_out.weight.dtype)  # full precision even where the matrices are stored in half
         if self.emb_spike is not None:
             x, _ = self.emb_spike(x)
-        x = self.get_submodule("blocks.0.ln0")(x)
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        x = first.ln0(x)
         blocks = []
         for block, old in zip(self.blocks, state.blocks, strict=True):
             x, new = self._run(block, x, old)

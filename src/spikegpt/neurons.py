@@ -67,6 +67,8 @@ class EventNeuron(Neuron):
     unit: Tensor
     events_seen: Tensor
     gain = 0.5
+    floor = 0.1
+    """Lowest threshold, in mean magnitudes of the input."""
     sampled = 4
     """One token in so many is counted while training: enough to know the rate, and cheap."""
     saturation = 0.002
@@ -82,7 +84,7 @@ class EventNeuron(Neuron):
         self.has_membrane = config.has_membrane
         self.register_buffer("threshold", torch.ones(1))
         self.register_buffer("unit", torch.full((1,), 1 / config.resolution))
-        self.register_buffer("events_seen", torch.zeros(3), persistent=False)
+        self.register_buffer("events_seen", torch.zeros(4), persistent=False)
         if config.has_membrane:
             start = torch.full((width,), _logit(max(config.leak, 0.02)))
             if config.learn_leak:
@@ -101,12 +103,13 @@ class EventNeuron(Neuron):
             dtype=ops.matrix_dtype(x), backend=self.backend,
         )  # fmt: skip
         if self.training:
-            self._count(events.detach()[:, :: self.sampled])
+            self._count(x.detach()[:, :: self.sampled], events.detach()[:, :: self.sampled])
         return events, after if self.has_membrane else None
 
-    def _count(self, events: Tensor) -> None:
+    def _count(self, x: Tensor, events: Tensor) -> None:
         self.events_seen[:2] += ops.tally(events, self.config.levels, backend=self.backend)
         self.events_seen[2] += events.numel()
+        self.events_seen[3] += x.abs().sum()
 
     @torch.no_grad()
     def adapt(self, done: float = 1.0) -> None:
@@ -114,12 +117,14 @@ class EventNeuron(Neuron):
 
         `done` is the share of the training that is behind: the target falls to `activity` by way of it.
         """
-        fired, largest, neurons = self.events_seen.tolist()
+        fired, largest, neurons, size = self.events_seen.tolist()
         if neurons == 0:
             return
-        step = math.exp(self.gain * (fired / neurons - self.target(done)))
-        self.threshold *= step
-        self.unit *= step
+        wanted = self.threshold * math.exp(self.gain * (fired / neurons - self.target(done)))
+        # Where most inputs are exactly 0 (after relu^2), no threshold may reach the target: it must not sink to 0.
+        wanted = wanted.clamp(min=self.floor * size / neurons)
+        self.unit *= wanted / self.threshold
+        self.threshold.copy_(wanted)
         if self.config.levels > 1:
             stretch = math.exp(max(-0.02, min(0.05, 5 * (largest / neurons - self.saturation))))
             self.unit.copy_(torch.maximum(self.unit * stretch, self.threshold / self.config.resolution))
@@ -131,6 +136,11 @@ class EventNeuron(Neuron):
         if start is None:
             return self.activity
         return self.activity * (start / self.activity) ** max(0.0, 1 - done / self.config.ramp)
+
+
+def matrix_behind(neuron: str) -> str:
+    """Name of the matrix that a neuron stands in front of: `blocks.0.att.key` for `blocks.0.att.neurons.key`."""
+    return "head" if neuron == "head_neuron" else neuron.replace(".neurons.", ".")
 
 
 def _logit(p: float) -> float:

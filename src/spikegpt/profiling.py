@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from .config import EventConfig, ModelConfig
-from .corpus import documents, pieces
+from .corpus import PIECE, documents, pieces
 from .errors import UsageError, UserError
 from .evaluation import Report, device_of, evaluating, meter_of, tokenizer_of
 from .meter import LayerActivity
 from .model import SpikeGPT
+from .neurons import matrix_behind
 from .operations import Site, elementwise
 from .tokenizer import Tokenizer
 
@@ -32,7 +33,6 @@ Kind = Literal["binary", "ternary", "graded", "float"]
 LARGEST = 15
 """Largest event: 4 bits and a sign."""
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_PIECE = 1 << 16  # characters tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def profile(
 def _from_engine(site: Any, event: EventConfig | None) -> Product:
     """A row of the engine's own counters (`engine.SiteCounts`); it has no histogram of sizes, so no bits."""
     assert event is not None  # the engine runs nothing else
-    name = "head" if site.name == "head_neuron" else site.name.replace(".neurons.", ".")
+    name = matrix_behind(site.name)
     signed = event.signed and not name.endswith("ffn.value") and not name.endswith("ffnPre.value")
     kind: Kind = "graded" if site.units > site.active else "ternary" if signed and site.active else "binary"
     clipped = site.saturated if event.levels > 1 else 0
@@ -304,7 +304,7 @@ def _from_engine(site: Any, event: EventConfig | None) -> Product:
 def _read(tokenizer: Tokenizer, paths: Sequence[Path], limit: int | None) -> np.ndarray:
     """The first `limit` tokens of the files, read no further than that."""
     ids: list[np.ndarray] = [np.empty(0, np.int32)]
-    parts = (tokenizer.encode(piece) for text in documents(paths) for piece in pieces(text, _PIECE))
+    parts = (tokenizer.encode(piece) for text in documents(paths) for piece in pieces(text, PIECE))
     for part in _until(parts, limit):
         ids.append(part)
     return np.concatenate(ids)

@@ -18,7 +18,7 @@ from .convert import convert
 from .data import Windows, prepare
 from .errors import UsageError
 from .model import Linear, SpikeGPT
-from .neurons import EventNeuron
+from .neurons import EventNeuron, matrix_behind
 from .resume import refuse_existing
 from .train import fit
 
@@ -121,7 +121,9 @@ def calibrate(student: SpikeGPT, teacher: SpikeGPT, windows: Windows, rounds: in
 
 def _input_quantiles(student: SpikeGPT, teacher: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
     """Each neuron of the student, and what the share `activity` of its matrix's inputs in the teacher is above."""
-    neurons = {_matrix_of(name): module for name, module in student.named_modules() if isinstance(module, EventNeuron)}
+    neurons = {
+        matrix_behind(name): module for name, module in student.named_modules() if isinstance(module, EventNeuron)
+    }
     found: list[tuple[EventNeuron, Tensor]] = []
 
     def watch(neuron: EventNeuron):
@@ -141,11 +143,6 @@ def _input_quantiles(student: SpikeGPT, teacher: SpikeGPT, ids: Tensor) -> list[
     for handle in handles:
         handle.remove()
     return found
-
-
-def _matrix_of(neuron: str) -> str:
-    """`blocks.0.att.neurons.key` stands in front of `blocks.0.att.key`, `head_neuron` of `head`."""
-    return "head" if neuron == "head_neuron" else neuron.replace(".neurons.", ".")
 
 
 def _read(source: Path) -> SpikeGPT:

@@ -20,14 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .corpus import documents, pieces
+from .corpus import PIECE, documents, pieces
 from .errors import UsageError
 from .evaluation import device_of, evaluating, tokenizer_of
 from .files import cannot_write, write_atomically
 from .model import SpikeGPT
 from .neurons import LIF, EventNeuron, Neuron
-
-_PIECE = 1 << 16  # characters tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _chunks(model: SpikeGPT, texts: str | Iterable[str], size: int) -> Iterator[
         raise UsageError(f"chunk={size} must be above zero")
     tokenizer = tokenizer_of(model)
     for text in [texts] if isinstance(texts, str) else texts:
-        for piece in pieces(text, _PIECE):
+        for piece in pieces(text, PIECE):
             ids = tokenizer.encode(piece)
             for start in range(0, len(ids), size):
                 yield ids[start : start + size]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..energy import LEFT_OUT, MEMORIES, TABLES, Accounting, accountings, answer, short
 from ..meter import LayerActivity
+from ..neurons import matrix_behind
 from ..operations import Operations
 from ..profiling import Profile, bytes_by_width
 
@@ -39,7 +40,7 @@ def products_table(profile: Profile) -> Table:
         ("product", "reads", "weights", "activity", "events", "unit spikes", "AC", "AC, units", "MAC", "kB read",
          "dead", "saturated"),
     )  # fmt: skip
-    silent = {_matrix_behind(layer.name): layer for layer in profile.neurons}
+    silent = {matrix_behind(layer.name): layer for layer in profile.neurons}
     for product in profile.products:
         layer = silent.get(product.name)
         counts = (product.events, product.units, product.ac, product.units * product.outputs, product.mac)
@@ -115,10 +116,6 @@ def _table(title: str, columns: Iterable[str]) -> Table:
 
 def _with(memory: str) -> str:
     return "total" if memory == "none" else f"with {memory}"
-
-
-def _matrix_behind(neuron: str) -> str:
-    return "head" if neuron == "head_neuron" else neuron.replace(".neurons.", ".")
 
 
 def _share(neurons: list[LayerActivity], which: str) -> float:

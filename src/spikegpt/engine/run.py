@@ -21,6 +21,7 @@ from .. import checkpoint
 from ..errors import UsageError, UserError
 from ..meter import LayerActivity
 from ..model import SpikeGPT
+from ..neurons import matrix_behind
 from ..state import State
 from ..tokenizer import Tokenizer
 from .integers import IntegerModel
@@ -28,7 +29,7 @@ from .layout import Layout
 from .pack import is_packed, read
 
 try:
-    import spikegpt.engine._engine as _engine
+    import spikegpt.engine._engine as _engine  # pyright: ignore[reportMissingImports] (built on installation)
 except ImportError as error:  # no compiler where this was installed
     _engine: Any = None
     _missing = str(error)
@@ -69,8 +70,8 @@ class SiteCounts:
 class EventModel:
     """A packed model on its engine: `logits, state = model(ids, state)` as in `SpikeGPT`.
 
-    `threads` is fixed at the start, for weights are laid out for it; results do not depend on it. Several callers may
-    share an engine; they take turns.
+    `threads` is fixed at the start, for weights are laid out for it (None: as many as pay); results do not depend on
+    it. Several callers may share an engine; they take turns.
     """
 
     device = torch.device("cpu")
@@ -93,7 +94,7 @@ class EventModel:
             self._engine = _engine.Engine(
                 _prepare(packed), self._layout.offsets, config.n_layer, config.n_embd, config.hidden,
                 config.vocab_size, event.levels, event.signed, event.reset == "hard", bool(config.spike_embedding),
-                config.architecture == "RWKV-ffnPre", threads or _cores(), isa,
+                config.architecture == "RWKV-ffnPre", threads or _useful_threads(config.n_embd), isa,
             )  # fmt: skip
         except ValueError as error:
             raise UserError(f"the packed model does not fit its config: {error}; pack it again") from None
@@ -269,9 +270,10 @@ def _prepare(packed: IntegerModel) -> dict[str, np.ndarray]:
 
 def _width(packed: IntegerModel, neuron: str) -> int:
     """Inputs of the matrix behind a neuron."""
-    matrix = "head" if neuron == "head_neuron" else neuron.replace(".neurons.", ".")
-    return len(packed.arrays[f"{matrix}.weight"])
+    return len(packed.arrays[f"{matrix_behind(neuron)}.weight"])
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _useful_threads(channels: int) -> int:
+    """Threads that pay: below 128 channels each, waiting for one another costs more than they bring."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, max(1, channels // 128), 8)

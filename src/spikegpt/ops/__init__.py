@@ -203,8 +203,8 @@ def event(
         _expect("leak", leak, (channels,))
         leak = leak.to(membrane.dtype)
     settings = int(levels), signed, reset == "hard", float(window)
-    if kernels is native:
-        return native.event(x, threshold, unit, leak, membrane, *settings, dtype or torch.float32)
+    if kernels is not reference:
+        return kernels.event(x, threshold, unit, leak, membrane, *settings, dtype or torch.float32)
     events, after = kernels.event(x, threshold, unit, leak, membrane, *settings)
     return events.to(dtype or events.dtype), after
 
@@ -242,6 +242,8 @@ def relu_squared(x: Tensor, *, dtype: torch.dtype | None = None, backend: str = 
 def gate(opening: Tensor, x: Tensor, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
     """sigmoid(opening) times x, of one shape, in `dtype` (None: that of x)."""
     _expect("opening", opening, tuple(x.shape))
+    if _on_triton(backend, opening, x):
+        return triton.gate(opening, x, dtype or x.dtype)
     return _without_triton(backend, opening, x).gate(opening, x, dtype or x.dtype)
 
 
@@ -257,6 +259,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, penalty: float = 0.0, *, back
     more, which keeps logits from drifting upwards together.
     """
     _expect("targets", targets, tuple(logits.shape[:-1]))
+    if _on_triton(backend, logits):
+        return triton.cross_entropy(logits, targets, float(penalty))
     return _without_triton(backend, logits).cross_entropy(logits, targets, float(penalty))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 try:
-    import spikegpt.ops._native as _native
+    import spikegpt.ops._native as _native  # pyright: ignore[reportMissingImports] (built on installation)
 except ImportError as error:
     _native: Any = None
     MISSING: str | None = f"the C++ library cannot be loaded ({error}); install spikegpt where there is a C++ compiler"

@@ -104,11 +104,6 @@ inline void fire(const Model &model, const Site &site, const float *x, int begin
                                                                                 membrane, events);
 }
 
-inline float sigmoid(float x) {
-  const float e = exp_negative(x < 0.0f ? x : -x);
-  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-}
-
 // One token of ops.wkv, gated: out = sigmoid(r) * wkv(k, v). Of two exponentials one is always exp(0).
 inline void wkv(const Mix &mix, const float *__restrict k, const float *__restrict v, const float *__restrict r,
                 int begin, int end, int channels, float *__restrict state, float *__restrict out) {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -125,9 +126,19 @@ class Team {
 
   bool forked() const { return size_ > 1 && forks().load(std::memory_order_relaxed) != forks_; }
 
+  // Looks about as long as choosing a token takes: waking a sleeping thread for the next one takes long.
+  template <class Ready>
+  static void linger(const Ready &ready) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
+    for (int look = 0; !ready(); ++look) {
+      rest(look);
+      if (look % 64 == 63 && std::chrono::steady_clock::now() > until) return;
+    }
+  }
+
   void serve(int index) {
     for (unsigned seen = 0;;) {
-      for (int look = 0; look < kLooks && turn_.load(std::memory_order_acquire) == seen; ++look) pause();
+      linger([&] { return turn_.load(std::memory_order_acquire) != seen; });
       Job job;
       void *context;
       uint64_t first;

@@ -30,6 +30,7 @@ if MISSING is None:
     try:
         from . import event as _event
         from . import lif as _lif
+        from . import loss as _loss
         from . import mix as _mix
         from . import wkv as _wkv
     except ImportError as error:
@@ -73,11 +74,12 @@ def lif_add(
 
 def event(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor | None, membrane: Tensor,
-    levels: int, signed: bool, hard: bool, window: float,
+    levels: int, signed: bool, hard: bool, window: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `ops.event`; `membrane` is given."""
     leak = None if leak is None else leak.float()
-    return _event.event(x, threshold.float(), unit.float(), leak, membrane.float(), levels, signed, hard, window)
+    settings = levels, signed, hard, window, dtype
+    return _event.event(x, threshold.float(), unit.float(), leak, membrane.float(), *settings)
 
 
 def shift_mix(x: Tensor, last: Tensor, mixes: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -88,3 +90,13 @@ def shift_mix(x: Tensor, last: Tensor, mixes: Tensor, dtype: torch.dtype) -> tup
 def relu_squared(x: Tensor, dtype: torch.dtype) -> Tensor:
     """See `ops.relu_squared`."""
     return _mix.relu_squared(x, dtype)
+
+
+def gate(opening: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `ops.gate`."""
+    return _mix.gate(opening, x, dtype)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """See `ops.cross_entropy`."""
+    return _loss.cross_entropy(logits, targets, penalty)

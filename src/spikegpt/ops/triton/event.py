@@ -68,7 +68,7 @@ def _forward_kernel(
         for i in tl.static_range(CHUNK):
             h = leak * membrane + xs[i]
             n = _count(h, threshold, unit, levels, SIGNED)
-            tl.store(events_p + i * channels, n, mask=mask)
+            tl.store(events_p + i * channels, n.to(events_p.dtype.element_ty), mask=mask)
             membrane = _after(h, n, unit, HARD)
         events_p += CHUNK * channels
     for _ in range(blocks * CHUNK, time):
@@ -77,7 +77,7 @@ def _forward_kernel(
             saved_p += channels
         h = leak * membrane + tl.load(x_p, mask=mask, other=0.0).to(tl.float32)
         n = _count(h, threshold, unit, levels, SIGNED)
-        tl.store(events_p, n, mask=mask)
+        tl.store(events_p, n.to(events_p.dtype.element_ty), mask=mask)
         membrane = _after(h, n, unit, HARD)
         x_p, events_p = x_p + channels, events_p + channels
     tl.store(membrane_out_p + batch * channels + c, membrane, mask=mask)
@@ -168,7 +168,8 @@ def _point_forward_kernel(
     threshold = tl.load(threshold_p + c, mask=c < channels, other=1.0)[None, :]
     unit = tl.load(unit_p + c, mask=c < channels, other=1.0)[None, :]
     x = tl.load(x_p + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(events_p + at, _count(x, threshold, unit + tl.zeros_like(x), levels, SIGNED), mask=mask)
+    n = _count(x, threshold, unit + tl.zeros_like(x), levels, SIGNED)
+    tl.store(events_p + at, n.to(events_p.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -187,18 +188,18 @@ def _point_backward_kernel(
 
 def _empty(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, membrane: Tensor,
-    levels: int, signed: bool, hard: bool, window: float, save: bool,
+    levels: int, signed: bool, hard: bool, window: float, dtype: torch.dtype, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    events = x.new_empty(x.shape, dtype=torch.float32)
+    events = x.new_empty(x.shape, dtype=dtype)
     return events, membrane.new_empty(membrane.shape), saved_states(x, save=save)
 
 
 def _run(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, membrane: Tensor,
-    levels: int, signed: bool, hard: bool, window: float, save: bool,
+    levels: int, signed: bool, hard: bool, window: float, dtype: torch.dtype, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x, threshold, unit, leak, membrane = (t.contiguous() for t in (x, threshold, unit, leak, membrane))
-    outputs = _empty(x, threshold, unit, leak, membrane, levels, signed, hard, window, save)
+    outputs = _empty(x, threshold, unit, leak, membrane, levels, signed, hard, window, dtype, save)
     launch(
         _forward_kernel, scan_grid(x), x,
         x, threshold, unit, leak, membrane, *outputs, float(levels), x.shape[1], x.shape[2],
@@ -232,7 +233,7 @@ def _backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, threshold, unit, leak, _, *ctx.settings, _ = inputs
+    x, threshold, unit, leak, _, *ctx.settings, _, _ = inputs
     ctx.set_materialize_grads(False)  # the saved membranes need none
     ctx.save_for_backward(x, threshold, unit, leak, output[2], output[1])
 
@@ -241,7 +242,7 @@ def _gradients(ctx: Any, grad_events: Tensor | None, grad_out: Tensor | None, _:
     *saved, membrane = ctx.saved_tensors
     grad_events, grad_out = given(grad_events, saved[0]), given(grad_out, membrane)
     grad_x, grad_leak, grad_membrane = _backward_op(*saved, grad_events, grad_out, *ctx.settings)
-    return grad_x, None, None, grad_leak, grad_membrane, None, None, None, None, None
+    return grad_x, None, None, grad_leak, grad_membrane, None, None, None, None, None, None
 
 
 _op = register("event", _run, _empty)
@@ -254,13 +255,17 @@ def _point_grid(x: Tensor) -> tuple[int, int]:
     return triton.cdiv(rows, ROWS), triton.cdiv(channels, WIDTH)
 
 
-def _point_empty(x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.float32)
+def _point_empty(
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float, dtype: torch.dtype
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
 
 
-def _point_run(x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float) -> Tensor:
+def _point_run(
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float, dtype: torch.dtype
+) -> Tensor:
     x, threshold, unit = (t.contiguous() for t in (x, threshold, unit))
-    events = _point_empty(x, threshold, unit, levels, signed, window)
+    events = _point_empty(x, threshold, unit, levels, signed, window, dtype)
     launch(
         _point_forward_kernel, _point_grid(x), x,
         x, threshold, unit, events, float(levels), x.shape[0] * x.shape[1], x.shape[2],
@@ -289,12 +294,12 @@ def _point_backward(
 
 
 def _point_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, threshold, unit, *ctx.settings = inputs
+    x, threshold, unit, *ctx.settings, _ = inputs
     ctx.save_for_backward(x, threshold, unit)
 
 
 def _point_gradients(ctx: Any, grad_events: Tensor) -> tuple[Tensor | None, ...]:
-    return _point_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings), None, None, None, None, None
+    return _point_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings), None, None, None, None, None, None
 
 
 _point_op = register("point_event", _point_run, _point_empty)
@@ -304,13 +309,13 @@ _point_op.register_autograd(_point_gradients, setup_context=_point_save)
 
 def event(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor | None, membrane: Tensor,
-    levels: int, signed: bool, hard: bool, window: float,
+    levels: int, signed: bool, hard: bool, window: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `ops.event`; `membrane` is given."""
     if leak is None:
         run = _point_run if is_direct(x, threshold, unit) else _point_op
-        return run(x, threshold, unit, levels, signed, window), membrane
+        return run(x, threshold, unit, levels, signed, window, dtype), membrane
     direct = is_direct(x, threshold, unit, leak, membrane)
     run = _run if direct else _op
-    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, signed, hard, window, not direct)
+    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, signed, hard, window, dtype, not direct)
     return events, membrane

@@ -100,6 +100,13 @@ def given(grad: Tensor | None, like: Tensor) -> Tensor:
 
 
 @part
+def sigmoid(x):
+    """1 / (1 + e^-x), of an exponential that cannot overflow."""
+    other = exp(-tl.abs(x))
+    return divide(tl.where(x < 0, other, 1.0), 1.0 + other)
+
+
+@part
 def load_tokens(pointer, channels, mask, count: tl.constexpr):
     """`count` tokens, `channels` apart, each [BLOCK] in float32."""
     values = ()

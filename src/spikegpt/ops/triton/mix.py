@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import is_direct, launch, part, register
+from .launch import sigmoid as _sigmoid
 
 ROWS, WIDTH = 16, 128
 """Tokens and channels a program takes."""
@@ -191,3 +192,65 @@ _squared_op.register_autograd(_squared_gradients, setup_context=_squared_save)
 def relu_squared(x: Tensor, dtype: torch.dtype) -> Tensor:
     """See `ops.relu_squared`."""
     return (_squared_run if is_direct(x) else _squared_op)(x, dtype)
+
+
+@triton.jit
+def _gate_kernel(opening_p, x_p, y_p, total, FLAT: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * FLAT + tl.arange(0, FLAT)
+    opening = tl.load(opening_p + at, mask=at < total, other=0.0).to(tl.float32)
+    x = tl.load(x_p + at, mask=at < total, other=0.0).to(tl.float32)
+    tl.store(y_p + at, (x * _sigmoid(opening)).to(y_p.dtype.element_ty), mask=at < total)
+
+
+@triton.jit
+def _gate_backward_kernel(opening_p, x_p, grad_p, grad_opening_p, grad_x_p, total, FLAT: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * FLAT + tl.arange(0, FLAT)
+    mask = at < total
+    opened = _sigmoid(tl.load(opening_p + at, mask=mask, other=0.0).to(tl.float32))
+    x = tl.load(x_p + at, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_p + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(grad_x_p + at, (grad * opened).to(grad_x_p.dtype.element_ty), mask=mask)
+    grad_opening = grad * x * opened * (1.0 - opened)
+    tl.store(grad_opening_p + at, grad_opening.to(grad_opening_p.dtype.element_ty), mask=mask)
+
+
+def _gate_empty(opening: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _gate_run(opening: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    opening, x = opening.contiguous(), x.contiguous()
+    y = _gate_empty(opening, x, dtype)
+    grid = (triton.cdiv(x.numel(), FLAT),)
+    launch(_gate_kernel, grid, x, opening, x, y, x.numel(), FLAT=FLAT, enable_fp_fusion=True)
+    return y
+
+
+def _gate_backward_empty(opening: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return opening.new_empty(opening.shape), x.new_empty(x.shape)
+
+
+def _gate_backward(opening: Tensor, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    opening, x, grad = opening.contiguous(), x.contiguous(), grad.contiguous()
+    grads = _gate_backward_empty(opening, x, grad)
+    grid = (triton.cdiv(x.numel(), FLAT),)
+    launch(_gate_backward_kernel, grid, x, opening, x, grad, *grads, x.numel(), FLAT=FLAT, enable_fp_fusion=True)
+    return grads
+
+
+def _gate_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _gate_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gate_backward_op(*ctx.saved_tensors, grad), None
+
+
+_gate_op = register("gate", _gate_run, _gate_empty)
+_gate_backward_op = register("gate_backward", _gate_backward, _gate_backward_empty)
+_gate_op.register_autograd(_gate_gradients, setup_context=_gate_save)
+
+
+def gate(opening: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `ops.gate`."""
+    return (_gate_run if is_direct(opening, x) else _gate_op)(opening, x, dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from .launch import BLOCK, CHUNK, given, is_direct, launch, load_tokens, part, register, saved_states, scan_grid
 from .launch import divide as _divide
 from .launch import exp as _exp
+from .launch import sigmoid as _sigmoid
 
 
 @part
@@ -32,11 +33,6 @@ def _update(n, d, e, decay, k, v):
     faded = e + decay
     past, now = _weigh(faded - k)
     return past * n + now * v, past * d + now, tl.maximum(faded, k, propagate_nan=tl.PropagateNan.ALL)
-
-
-@part
-def _gated(y, gate):
-    return _divide(y, 1.0 + _exp(-gate))
 
 
 @part
@@ -77,7 +73,7 @@ def _forward_kernel(
         for i in tl.static_range(CHUNK):
             y = _average(n, d, e, first, ks[i], vs[i])
             if GATED:
-                y = _gated(y, gates[i])
+                y *= _sigmoid(gates[i])
             tl.store(y_p + i * channels, y.to(y_p.dtype.element_ty), mask=mask)
             n, d, e = _update(n, d, e, decay, ks[i], vs[i])
         y_p += CHUNK * channels
@@ -89,7 +85,7 @@ def _forward_kernel(
         v = tl.load(v_p, mask=mask, other=0.0).to(tl.float32)
         y = _average(n, d, e, first, k, v)
         if GATED:
-            y = _gated(y, tl.load(gate_p, mask=mask, other=0.0).to(tl.float32))
+            y *= _sigmoid(tl.load(gate_p, mask=mask, other=0.0).to(tl.float32))
         tl.store(y_p, y.to(y_p.dtype.element_ty), mask=mask)
         n, d, e = _update(n, d, e, decay, k, v)
         k_p, v_p, gate_p, y_p = k_p + channels, v_p + channels, gate_p + channels, y_p + channels
@@ -123,7 +119,7 @@ def _step_back_gated(n, d, e, decay, first, k, v, gate, grad_out, gn, gd, ge, GA
     """`_step_back`, through the gate too: its gradient comes last."""
     open_ = 1.0
     if GATED:
-        open_ = _divide(1.0, 1.0 + _exp(-gate))
+        open_ = _sigmoid(gate)
     gk, gv, gf, gw, gn, gd, ge, y = _step_back(n, d, e, decay, first, k, v, grad_out * open_, gn, gd, ge)
     return gk, gv, gf, gw, gn, gd, ge, grad_out * y * open_ * (1.0 - open_)
 
