@@ -54,15 +54,14 @@ def block_bytes(model: ModelConfig, width: int) -> float:
     """Bytes that a block keeps of one token; `width` bytes in a value that a matrix reads or writes.
 
     The norms keep their input and output in float32 (16 C); each matrix its input; the WKV k, v and the gate; the
-    channel mix both factors of its product and the hidden layer before and after relu^2; each neuron its input; scans
-    a state every 16 tokens; dropout a byte.
+    channel mix both factors of its product and the hidden layer before relu^2; neurons their input, in float32 where it
+    is C wide and in front of a matrix (24 C); scans a state every 16 tokens.
     """
     channels, hidden = model.n_embd, model.hidden
-    inputs, scans = 6 * channels + hidden, 2 * channels
-    if model.spikes == "before":  # a neuron in front of each matrix, in float32; events as wide as matrices read them
-        return 16 * channels + (4 + width) * inputs + 4 * (5 * channels + hidden) + scans
-    neurons = 2 * channels * width if model.spikes == "after" else 0
-    return 16 * channels + width * (inputs + 5 * channels + hidden) + neurons + scans
+    kept = 16 * channels + width * (6 * channels + hidden) + width * (5 * channels + hidden) + 2 * channels
+    if model.spikes == "before":
+        return kept + 24 * channels + width * hidden
+    return kept + (2 * channels * width if model.spikes == "after" else 0)
 
 
 @functools.cache

@@ -176,8 +176,9 @@ def _save_wkv(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
 
 
 def _wkv_gradients(ctx: Any, grad_y: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *grads, grad_gate = _wkv_backward_op(*ctx.saved_tensors, grad_y, grad_out)
-    return *grads, None if ctx.saved_tensors[5] is None else grad_gate, None
+    saved = ctx.saved_tensors  # unpacked once: under activation checkpointing a second time is an error
+    *grads, grad_gate = _wkv_backward_op(*saved, grad_y, grad_out)
+    return *grads, None if saved[5] is None else grad_gate, None
 
 
 _wkv_op = register("wkv", _wkv, _wkv_empty)
