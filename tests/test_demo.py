@@ -1,3 +1,4 @@
+import re
 import sysconfig
 
 import pytest
@@ -26,7 +27,7 @@ def test_the_tour(library, spikes, capsys):
     out = capsys.readouterr().out
     assert "It was" in out and "12 tokens" in out and "tokens/s" in out
     assert "firing rate" in out and "saturated" in out and "blocks.1" in out
-    assert "bits per byte before" in out and "10 steps" in out
+    assert "bits per byte before" in out and re.search(r"\d+ steps", out)
 
 
 def test_a_continuous_model_has_nobody_to_fire(library, capsys):
