@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from .errors import UsageError, UserError
 from .token_file import TokenFile, TokenWriter
 from .tokenizer import Tokenizer
 
-__all__ = ["Corpus", "TokenFile", "Windows", "documents", "expand", "prepare", "prepare_files", "sequential"]
+__all__ = ["Batches", "Corpus", "TokenFile", "Windows", "documents", "expand", "prepare", "prepare_files", "sequential"]
 
 _FORMAT = 1
 _BATCH = 1 << 23  # characters read ahead
@@ -44,10 +45,10 @@ class Corpus(NamedTuple):
     valid: TokenFile | None
 
 
-class Windows:
-    """Batches of random windows: those of step s depend on the seed and s alone, whatever was read before.
+class Batches(ABC):
+    """Batches of one step after another, whose position can be kept.
 
-    A step's `world * batch_size` windows are dealt out to the ranks in order, so that all processes together read
+    A step's `world * batch_size` rows are dealt out to the ranks in order, so that all processes together read
     what one process with the whole batch would.
     """
 
@@ -56,23 +57,14 @@ class Windows:
     ) -> None:
         if batch_size < 1 or context < 1 or not 0 <= rank < world:
             raise UsageError(f"{batch_size=}, {context=}, {rank=}, {world=} make no batch")
-        if token_file.n_tokens <= context:
-            raise UserError(
-                f"the text is shorter than a context: {token_file.n_tokens} tokens, and windows of {context} need "
-                f"{context + 1}; give more text or a context below {max(token_file.n_tokens, 2)}"
-            )
         self.token_file, self.batch_size, self.context = token_file, batch_size, context
         self.seed, self.rank, self.world = seed, rank, world
         self.step = 0
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and the ids that follow them, both int64 [B, T]."""
-        generator = np.random.default_rng([self.seed, self.step])
-        last = self.token_file.n_tokens - self.context
-        starts = generator.integers(0, last, self.batch_size * self.world)
-        mine = starts[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         ids = self.token_file.ids
-        rows = np.stack([ids[start : start + self.context + 1] for start in mine]).astype(np.int64)
+        rows = np.stack([ids[start : start + self.context + 1] for start in self._starts()]).astype(np.int64)
         self.step += 1
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
 
@@ -81,11 +73,39 @@ class Windows:
         return {"step": self.step} | self._identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; a UserError if these are not the same windows over the same tokens."""
+        """Goes on where `state` was taken; a UserError if these are not the same batches over the same tokens."""
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise UserError(f"cannot resume the data: {name} was {state.get(name)!r} and is now {value!r}")
         self.step = int(state["step"])
+
+    @abstractmethod
+    def _starts(self) -> Iterable[int]:
+        """Where each row of this rank's batch begins, B places in the file."""
+
+    @abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """All that the batches depend on beside the step, in JSON values."""
+
+
+class Windows(Batches):
+    """Random windows: those of step s depend on the seed and s alone, whatever was read before."""
+
+    def __init__(
+        self, token_file: TokenFile, batch_size: int, context: int, seed: int, *, rank: int = 0, world: int = 1
+    ) -> None:
+        super().__init__(token_file, batch_size, context, seed, rank=rank, world=world)
+        if token_file.n_tokens <= context:
+            raise UserError(
+                f"the text is shorter than a context: {token_file.n_tokens} tokens, and windows of {context} need "
+                f"{context + 1}; give more text or a context below {max(token_file.n_tokens, 2)}"
+            )
+
+    def _starts(self) -> Iterable[int]:
+        generator = np.random.default_rng([self.seed, self.step])
+        last = self.token_file.n_tokens - self.context
+        starts = generator.integers(0, last, self.batch_size * self.world)
+        return starts[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def _identity(self) -> dict[str, Any]:
         whole = self.batch_size * self.world
