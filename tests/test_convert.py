@@ -18,6 +18,7 @@ import torch
 from foreign import SHARED, random_weights
 from torch import Tensor
 
+from spikegpt import hub
 from spikegpt.checkpoint import load_model, save_model
 from spikegpt.cli import main
 from spikegpt.config import ModelConfig
@@ -134,6 +135,13 @@ def test_a_converted_model_generates(source: Path, tmp_path: Path) -> None:
     writing = generate(model, "Once", max_tokens=8, seed=1)
     assert "".join(writing) == writing.text
     assert writing.tokens == 8
+
+
+def test_a_converted_model_is_ready_for_the_hub(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").iterdir()} >= {*hub.FILES}
+    assert (tmp_path / "model" / hub.CARD).read_text().count('from_pretrained("model")') == 2
+    assert "auto_map" in json.loads((tmp_path / "model" / "config.json").read_text())
 
 
 class TestTokenizers:

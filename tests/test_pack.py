@@ -104,6 +104,8 @@ def test_nothing_is_overwritten_unasked(saved: Path, tmp_path: Path) -> None:
         pack(saved)
     assert pack(saved, bits=4, out=out, force=True) == out
     assert read(out)[0].bits == 4
+    with pytest.raises(UsageError, match="is packed already"):
+        pack(out)
     with pytest.raises(UsageError, match="something else"):
         pack(saved, out=saved, force=True)
     with pytest.raises(UsageError, match="bits=3"):

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import hub
 from .config import PRESETS, ConfigError, ModelConfig, preset
 from .errors import UsageError, UserError
 from .files import cannot_write
@@ -34,7 +35,7 @@ FORMAT = 1
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 TRAINING_TENSORS, TRAINING = "training.safetensors", "training.json"
 CHECKPOINTS = "checkpoints"
-_MODEL_FILES = {WEIGHTS, CONFIG, TOKENIZER}
+_MODEL_FILES = {WEIGHTS, CONFIG, TOKENIZER, *hub.FILES}
 
 ENGINES = ("auto", "float", "event")
 

@@ -68,9 +68,10 @@ _NEURONS = {
 }
 
 
-def add_files(directory: str | os.PathLike[str]) -> None:
+def add_files(directory: str | os.PathLike[str], name: str | None = None) -> None:
     """Turn a saved model directory into one for the hub. A card that is there is kept; each file appears whole.
 
+    `name` is what the card calls the model; None: as the directory.
     Raises UserError where it is no model directory.
     """
     directory = Path(directory)
@@ -82,18 +83,18 @@ def add_files(directory: str | os.PathLike[str]) -> None:
     eos_id = load_tokenizer(directory).eos_id
     config.setdefault("architectures", ["SpikeGPTForCausalLM"])
     config["auto_map"] = AUTO_MAP
-    add_code(directory, config)
+    add_code(directory, config, name)
     _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "SpikeGPTTokenizer"})
     _write_json(directory / "generation_config.json", {} if eos_id is None else {"eos_token_id": eos_id})
     _write_json(path, config)
 
 
-def add_code(directory: str | os.PathLike[str], config: dict[str, Any]) -> None:
+def add_code(directory: str | os.PathLike[str], config: dict[str, Any], name: str | None = None) -> None:
     """Write the loader and, where there is none yet, the model card."""
     directory = Path(directory)
     _write(directory / CODE, _CODE)
     if not (directory / CARD).exists():
-        _write(directory / CARD, _card(directory.name, config))
+        _write(directory / CARD, _card(name or directory.name, config))
 
 
 def _card(name: str, config: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from . import ops
+from .allocator import keep_freed_memory
 from .checkpoint import checkpoint_path, latest_checkpoint, publish, remove_leftovers, save_checkpoint, write_json
 from .config import TrainConfig
 from .data import TokenFile, Windows
@@ -55,6 +56,8 @@ def fit(
     """
     out = Path(out)
     accelerator = make_accelerator(config, device)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     context = config.context or model.config.context
     if not resume:
         refuse_existing(out)

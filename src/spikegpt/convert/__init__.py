@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from .. import hub
 from ..checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -122,6 +123,7 @@ def _import(
         chosen.save(inside)
         write_json(inside / CONFIG, describe(config))
         write_safetensors(inside / WEIGHTS, renamed(stored, config))
+        hub.add_files(inside, destination.name)
 
     write_directory(destination, fill)
     return Conversion(destination, config, assumed)

@@ -34,6 +34,8 @@ def pack(directory: PathLike, out: PathLike | None = None, *, bits: int = 8, for
     a directory that exists, unless `force`.
     """
     source = checkpoint.resolve(Path(directory))
+    if is_packed(source):
+        raise UsageError(f"{directory} is packed already; pack the model that it was made from")
     check_event_driven(checkpoint.read_config(source))
     model = checkpoint.load_model(source)
     assert model.tokenizer is not None
@@ -104,6 +106,8 @@ def _check_replaceable(directory: Path, force: bool) -> None:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if not force:
-        raise UsageError(f"{directory} already exists; choose another directory or replace it with force")
+        raise UsageError(
+            f"{directory} already exists; choose another directory or replace it with --force (force=True)"
+        )
     if not is_packed(directory):
         raise UsageError(f"{directory} holds something else than a packed model; choose another directory")
