@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .allocation import EMPHASIS
 from .errors import UsageError
 
 Spikes = Literal["after", "none", "before"]
@@ -51,6 +52,8 @@ def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is_a(each, float) for each in value.values())
     match value:
         case bool():
             return kind is bool
@@ -84,15 +87,14 @@ class EventConfig:
     window: float = 0.0
     """How far below the threshold, and above the largest event, gradients still pass; in thresholds."""
     activity: float = 0.15
-    """Share of neurons meant to fire per token; thresholds follow it while training."""
+    """Share of the weights meant to be read per token; thresholds follow it while training."""
+    emphasis: dict[str, float] | None = None
+    """Activity of each kind of matrix ("att.key", ..., "head"; 1 where none is given) relative to the others;
+    None: as measured, see `allocation`."""
     start_activity: float | None = None
     """Share that fires when training begins, from which `activity` is approached; None: `activity` from the start."""
     ramp: float = 0.5
     """Share of the training that this takes."""
-    hidden_activity: float | None = None
-    """The same for the hidden layer after relu^2; None: as `activity`."""
-    head_activity: float | None = None
-    """The same in front of the output head; None: as `activity`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.levels <= 15:
@@ -102,10 +104,14 @@ class EventConfig:
         _choice("reset", self.reset, Reset)
         if not 0 <= self.leak < 1:
             raise ConfigError(f"leak={self.leak} must be in [0, 1)")
-        for name in ("activity", "start_activity", "hidden_activity", "head_activity"):
+        for name in ("activity", "start_activity"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ConfigError(f"{name}={value} must be in (0, 1]")
+        for kind, value in (self.emphasis or {}).items():
+            if kind not in EMPHASIS:
+                raise ConfigError(f"emphasis is of {', '.join(EMPHASIS)}, not of {kind!r}")
+            _positive(f"emphasis of {kind}", value)
 
     @property
     def has_membrane(self) -> bool:
@@ -188,6 +194,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 PRESETS = tuple(_PRESETS)
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", type(None): "null", EventConfig: "an object"}
+_NAMES[dict[str, float]] = "an object of numbers"
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import ops
-from .config import EventConfig, ModelConfig
+from .config import ModelConfig
 from .errors import UsageError
 from .initialise import initialise
 from .neurons import LIF, EventNeuron, SpikeEmbedding
@@ -57,6 +57,7 @@ class Dropout(nn.Module):
 class Mix(nn.Module):
     """What time mix and channel mix share: matrices, and in an event-driven model a neuron in front of each."""
 
+    kind: str
     sites: tuple[str, ...]
     hidden_site: str | None = None
     """The matrix that reads the hidden layer, whose values are never negative."""
@@ -64,15 +65,11 @@ class Mix(nn.Module):
     def add_neurons(self, config: ModelConfig, backend: str) -> None:
         """Put an event neuron in front of each matrix, if this model has them there."""
         self.neurons = nn.ModuleDict()
-        if config.event is None:
-            return
-        for site in self.sites:
+        for site in self.sites if config.event else ():
             matrix: Linear = getattr(self, site)
-            hidden = site == self.hidden_site
-            activity = config.event.hidden_activity if hidden else None
             self.neurons[site] = EventNeuron(
-                matrix.in_features, matrix.out_features, config.event, activity or config.event.activity,
-                signed=not hidden, backend=backend,
+                matrix.in_features, matrix.out_features, config, f"{self.kind}.{site}",
+                signed=site != self.hidden_site, backend=backend,
             )  # fmt: skip
 
     def project(self, site: str, x: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
@@ -103,6 +100,7 @@ class Mix(nn.Module):
 class TimeMix(Mix):
     """Attention's stand-in: receptance x WKV average of the past, in linear time (RWKV-4)."""
 
+    kind = "att"
     sites = ("key", "value", "receptance", "output")
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
@@ -134,6 +132,7 @@ class TimeMix(Mix):
 class ChannelMix(Mix):
     """The feed-forward part: a gate x a matrix of relu(key)^2, with a token shift."""
 
+    kind = "ffn"
     sites = ("key", "receptance", "value")
     hidden_site = "value"
 
@@ -212,13 +211,13 @@ class SpikeGPT(nn.Module):
         self.emb_spike = SpikeEmbedding(config.surrogate_alpha) if config.spike_embedding else None
         self.blocks = nn.ModuleList(Block(config, index, backend) for index in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
-        self.head_neuron = self._make_head_neuron(config.event, backend) if config.event else None
+        self.head_neuron = None
+        if config.event:
+            self.head_neuron = EventNeuron(
+                config.n_embd, config.vocab_size, config, "head", signed=True, backend=backend
+            )
         self.head = Linear(config.n_embd, config.vocab_size, backend)
         initialise(self)
-
-    def _make_head_neuron(self, event: EventConfig, backend: str) -> EventNeuron:
-        activity = event.head_activity or event.activity
-        return EventNeuron(self.config.n_embd, self.config.vocab_size, event, activity, signed=True, backend=backend)
 
     def init_state(self, batch_size: int = 1) -> State:
         """The state before any token: zeros, and -1e38 for the largest exponent."""

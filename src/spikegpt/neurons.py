@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .config import EventConfig, ModelConfig
+from .allocation import allocate
+from .config import ModelConfig
 
 
 class Neuron(nn.Module):
@@ -74,12 +75,15 @@ class EventNeuron(Neuron):
     saturation = 0.002
     """Share of neurons allowed at the largest event before the unit grows."""
 
-    def __init__(
-        self, width: int, fan_out: int, config: EventConfig, activity: float, *, signed: bool, backend: str
-    ) -> None:
+    def __init__(self, width: int, fan_out: int, model: ModelConfig, kind: str, *, signed: bool, backend: str) -> None:
+        """`kind` is that of the matrix behind, as `allocation` names it."""
         super().__init__()
+        config = model.event
+        assert config is not None
         self.width, self.fan_out = width, fan_out
-        self.config, self.activity, self.backend = config, activity, backend
+        self.config, self.backend = config, backend
+        self.activity = allocate(model, config.activity)[kind]
+        self.start_activity = allocate(model, config.start_activity or config.activity)[kind]
         self.signed = signed and config.signed
         self.has_membrane = config.has_membrane
         self.register_buffer("threshold", torch.ones(1))
@@ -132,10 +136,7 @@ class EventNeuron(Neuron):
 
     def target(self, done: float) -> float:
         """Share of neurons meant to fire when the share `done` of the training is behind."""
-        start = self.config.start_activity
-        if start is None:
-            return self.activity
-        return self.activity * (start / self.activity) ** max(0.0, 1 - done / self.config.ramp)
+        return self.activity * (self.start_activity / self.activity) ** max(0.0, 1 - done / self.config.ramp)
 
 
 def matrix_behind(neuron: str) -> str:

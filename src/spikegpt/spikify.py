@@ -26,8 +26,6 @@ PathLike = str | os.PathLike[str]
 
 START = 0.5
 """Activity at which the fine-tuning begins."""
-HIDDEN = 0.4
-"""Activity of the hidden layer, naturally sparse after relu^2, over the average of the model."""
 ROUNDS = 40
 """Batches over which thresholds settle before the fine-tuning."""
 
@@ -51,7 +49,7 @@ def spikify(
 
     Args:
         source: directory of a model with spikes="none", or a file that `convert` reads.
-        activity: share of the weights to be read per token, in (0, 1]; see `spread`.
+        activity: share of the weights to be read per token, in (0, 1].
         event: everything else about the neurons.
         config: the fine-tuning; by default 500 steps that learn in equal parts from text and teacher.
         data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
@@ -61,7 +59,7 @@ def spikify(
     refuse_existing(Path(out))
     event = event or EventConfig(start_activity=max(activity, START))
     teacher = _read(Path(source))
-    event = dataclasses.replace(event, **spread(activity, teacher.config))
+    event = dataclasses.replace(event, activity=activity)
     tokenizer = teacher.tokenizer
     if tokenizer is None:
         raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
@@ -78,23 +76,6 @@ def spikify(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
         progress=progress, teacher=teacher if config.distill else None,
     )  # fmt: skip
-
-
-def spread(activity: float, config: ModelConfig) -> dict[str, float]:
-    """Fields of an EventConfig such that `activity` of all weights are read per token, the hidden layer's less.
-
-    Raises ConfigError outside (0, 1].
-    """
-    EventConfig(activity=activity)
-    inner = config.n_layer * config.hidden * config.n_embd
-    total = (
-        config.n_layer * (5 * config.n_embd**2 + 2 * config.hidden * config.n_embd) + config.n_embd * config.vocab_size
-    )
-    share = inner / total
-    return {
-        "activity": min(1.0, activity * (1 - HIDDEN * share) / (1 - share)),
-        "hidden_activity": HIDDEN * activity,
-    }
 
 
 def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:
