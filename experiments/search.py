@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spikegpt.config import ModelConfig
-from spikegpt.spikify import spread
-
 RESULTS = Path(__file__).with_name("results.jsonl")
 TOKENIZER = "bpe:4096"
 # 6 x 256 has 5.1M matrix parameters and 1.05M in the head; 2,800 x 2,048 tokens are 20.3 MB of the books.
@@ -41,30 +38,35 @@ class Run:
     """Name of the run whose model teaches this one."""
 
 
-def graded(activity: float, **more: Any) -> dict[str, Any]:
-    """The prototype's neuron, with `activity` as the average over all weights; the hidden layer fires less."""
-    return {**spread(activity, ModelConfig(vocab_size=4096, **SHAPE)), **more}
-
+TAUGHT: dict[str, Any] = {"train": {"distill": 0.5}, "teacher": "twin"}
+"""Half of the loss is the distance from the twin's predictions on the same text; the twin saw the same tokens."""
+COARSE: dict[str, Any] = {"levels": 1, "resolution": 1.0, "window": 0.5}
 
 RUNS: dict[str, Run] = {
     "twin": Run("the continuous model is what all others are measured against", "none"),
     "canonical": Run("SpikeGPT as published: neurons after each mix", "after"),
-    **{f"graded-{p}": Run("soft threshold, 15 levels", event=graded(p / 100)) for p in (6, 10, 15, 20, 30, 50)},
-    "ramp-15": Run("dense at first, thresholds rise over half the run", event=graded(0.15, start_activity=0.6)),
-    "ramp-10": Run("the same at 10%", event=graded(0.10, start_activity=0.6)),
-    "leak-15": Run("a leak of 0.5 lets a membrane gather evidence", event=graded(0.15, leak=0.5)),
-    "learned-leak-15": Run("each channel finds its own leak", event=graded(0.15, leak=0.2, learn_leak=True)),
-    "soft-reset-15": Run("what was not said is kept", event=graded(0.15, leak=0.3, learn_leak=True, reset="soft")),
-    "window-15": Run("gradients for the almost firing", event=graded(0.15, window=0.25)),
-    "fine-15": Run("eight steps to a threshold instead of four", event=graded(0.15, resolution=8.0)),
-    "distilled-15": Run(
-        "the twin's predictions say more than the text", event=graded(0.15), train={"distill": 0.5}, teacher="twin"
+    "uniform-15": Run(
+        "soft threshold, 15 levels, the same activity everywhere", event={"activity": 0.15, "emphasis": {}}
     ),
-    "distilled-10": Run("the same at 10%", event=graded(0.10), train={"distill": 0.5}, teacher="twin"),
-    "ternary-30": Run("-1, 0, 1 only", event={"activity": 0.30, "levels": 1, "resolution": 1.0, "window": 0.5}),
-    "binary-30": Run(
-        "0, 1 only", event={"activity": 0.30, "levels": 1, "resolution": 1.0, "window": 0.5, "signed": False}
+    **{f"graded-{p}": Run("activity where it helps most", event={"activity": p / 100}) for p in (6, 10, 15, 30)},
+    **{
+        f"distilled-{p}": Run("the twin's predictions say more than the text", event={"activity": p / 100}, **TAUGHT)
+        for p in (6, 10, 15, 20, 30, 50)
+    },
+    "ramp-15": Run(
+        "dense at first, thresholds rise over half the run", event={"activity": 0.15, "start_activity": 0.6}
     ),
+    "leak-15": Run("a leak of 0.5 lets a membrane gather evidence", event={"activity": 0.15, "leak": 0.5}),
+    "learned-leak-15": Run(
+        "each channel finds its own leak", event={"activity": 0.15, "leak": 0.2, "learn_leak": True}
+    ),
+    "soft-reset-15": Run(
+        "what was not said is kept", event={"activity": 0.15, "leak": 0.3, "learn_leak": True, "reset": "soft"}
+    ),
+    "window-15": Run("gradients for the almost firing", event={"activity": 0.15, "window": 0.25}),
+    "fine-15": Run("sixteen steps to a threshold instead of four", event={"activity": 0.15, "resolution": 16.0}),
+    "ternary-30": Run("-1, 0, 1 only", event={"activity": 0.30, **COARSE}, **TAUGHT),
+    "binary-30": Run("0, 1 only", event={"activity": 0.30, "signed": False, **COARSE}, **TAUGHT),
 }
 
 

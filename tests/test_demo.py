@@ -7,6 +7,7 @@ from tiny import make_model
 
 from spikegpt import demo
 from spikegpt.config import ModelConfig
+from spikegpt.engine import EventModel
 from spikegpt.errors import UserError
 from spikegpt.meter import LayerActivity
 
@@ -28,6 +29,16 @@ def test_the_tour(library, spikes, capsys):
     assert "It was" in out and "12 tokens" in out and "tokens/s" in out
     assert "firing rate" in out and "saturated" in out and "blocks.1" in out
     assert "bits per byte before" in out and re.search(r"\d+ steps", out)
+
+
+def test_a_packed_model_shows_what_it_did_not_do(capsys):
+    demo.run(EventModel.of(make_model("before")), "It was", max_tokens=12, seconds=0, seed=0)
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("products")).replace(",", "").split()
+    every, done, spared = (int(row[place]) for place in (1, 2, 3))
+    assert every == make_model("before").matrix_parameters()
+    assert 0 < done < every and spared == pytest.approx(every - done, abs=1)
+    assert "of weights read" in out and "tokens/s, sampling included" in out
 
 
 def test_a_continuous_model_has_nobody_to_fire(library, capsys):

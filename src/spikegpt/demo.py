@@ -18,6 +18,7 @@ from rich.text import Text
 
 from .config import ModelConfig, TrainConfig
 from .data import Corpus, Windows, prepare
+from .engine import EventModel
 from .errors import UserError
 from .evaluation import bits_on_tokens, meter_of
 from .generation import generate
@@ -39,6 +40,9 @@ def run(model: Any, prompt: str, *, max_tokens: int = 200, seconds: float = 40.0
     layers = write(console, model, prompt, max_tokens, seed)
     console.rule("Who fired")
     console.print(activity_table(layers) if layers else "no neurons: this model is continuous")
+    if isinstance(model, EventModel):
+        console.rule("What silence saved")
+        console.print(silence_table(model, prompt, max_tokens, seed))
     if seconds > 0:
         console.rule("A small spiking model learns Python")
         learn(console, seconds)
@@ -55,8 +59,8 @@ def write(console: Console, model: Any, prompt: str, max_tokens: int, seed: int 
                 text.append(piece, style="not bold")
                 if (now := time.perf_counter()) - shown > 0.2:
                     shown = now
-                    below.plain = _speed(generation.tokens, now - begun, meter.rate)
-        below.plain = _speed(generation.tokens, time.perf_counter() - begun, meter.rate)
+                    below.plain = _speed(generation.tokens, now - begun, meter)
+        below.plain = _speed(generation.tokens, time.perf_counter() - begun, meter)
     if not console.is_terminal:
         console.print()
     return meter.layers()
@@ -74,6 +78,29 @@ def activity_table(layers: list[LayerActivity]) -> Table:
             for share in ("rate", "dead", "saturated")
         )
         table.add_row(name, f"{neurons:,}", *(f"{share:.1%}" for share in shares))
+    return table
+
+
+def silence_table(model: EventModel, prompt: str, max_tokens: int, seed: int | None) -> Table:
+    """The same text written twice, with every weight read and with those of neurons that fired; a token's work."""
+    speeds = {}
+    for dense in (True, False):
+        model.set_dense(dense)
+        begun = time.perf_counter()
+        with model.meter(neurons=False) as meter:
+            generation = generate(model, prompt, max_tokens=max_tokens, seed=seed)
+            for _ in generation:
+                pass
+        speeds[dense] = generation.tokens / (time.perf_counter() - begun)
+    sites = meter.counts()
+    products = sum(site.inputs * site.outputs for site in sites)
+    done = sum(site.active * site.outputs for site in sites) / max(1, sites[0].steps)
+    table = Table("per token", box=None, pad_edge=False)
+    for heading in ("every weight", "where a neuron fired", ""):
+        table.add_column(heading, justify="right")
+    table.add_row("products", f"{products:,}", f"{done:,.0f}", f"{products - done:,.0f} not done")
+    ratio = f"{speeds[False] / speeds[True]:.1f}x"
+    table.add_row("tokens/s, sampling included", f"{speeds[True]:.0f}", f"{speeds[False]:.0f}", ratio)
     return table
 
 
@@ -137,5 +164,8 @@ def _grouped(layers: list[LayerActivity]) -> Iterator[tuple[str, list[LayerActiv
     yield from groups.items()
 
 
-def _speed(tokens: int, seconds: float, rate: float) -> str:
-    return f"{tokens} tokens · {tokens / max(seconds, 1e-9):.0f} tokens/s · {rate:.1%} of the neurons fire"
+def _speed(tokens: int, seconds: float, meter: Any) -> str:
+    return (
+        f"{tokens} tokens · {tokens / max(seconds, 1e-9):.0f} tokens/s · {meter.rate:.1%} of neurons fire · "
+        f"{meter.activity:.1%} of weights read"
+    )
