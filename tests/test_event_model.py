@@ -104,7 +104,7 @@ def test_a_target_out_of_reach_does_not_silence_the_scale() -> None:
     x = torch.randn(4, 64, 64).relu().square()
     for _ in range(200):
         neuron(x)
-        neuron.adapt()
+        neuron.adapt(neuron.events_seen.tolist())
     assert neuron.threshold.item() == pytest.approx(0.1 * x.mean().item(), rel=0.05)
     events, _ = neuron(x)
     assert torch.count_nonzero(events) > 0.35 * events.numel()

@@ -249,11 +249,11 @@ def _one_thread() -> Iterator[None]:
 
 def prefill(model: Any, ids: Sequence[int], state: State) -> State:
     """The state of one text after reading `ids`."""
-    if hasattr(model, "read"):  # an engine that computes no logits for it
+    if hasattr(model, "stream"):  # an engine that takes any length at once
         return model.read(ids, state)
     device = device_of(model)
     for start in range(0, len(ids), PREFILL):
-        _, state = model(torch.tensor([ids[start : start + PREFILL]], device=device), state)
+        state = model.read(torch.tensor([ids[start : start + PREFILL]], device=device), state)
     return state
 
 

@@ -121,9 +121,8 @@ class SpikeGPTLM(TemplateLM):
         return read_rows(self._silently, packed, lengths, state, columns=self._columns(len(rows)))[1]
 
     def _silently(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read ids [B, T] for the state alone; the head works only where its neuron must see every token."""
-        reader = self.model.forward if self.model.head_remembers else self.model.features
-        return ids.new_empty(*ids.shape, 0), reader(ids, state)[1]
+        """Read ids [B, T] for the state alone."""
+        return ids.new_empty(*ids.shape, 0), self.model.read(ids, state)
 
     def _score(self, rows: Sequence[Sequence[int]], state: State) -> list[Scored]:
         """How likely each row's tokens are after its first, which the state has not read."""

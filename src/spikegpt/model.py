@@ -241,6 +241,10 @@ class SpikeGPT(nn.Module):
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return self.read_out(*self.features(ids, state))
 
+    def read(self, ids: Tensor, state: State | None = None) -> State:
+        """The state after reading ids [B, T], where no logits are wanted: the head works only if its neuron remembers."""
+        return (self.forward if self.head_remembers else self.features)(ids, state)[1]
+
     def features(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """What the head reads, [B, T, C]: the normalised residual. The head neuron's membrane is left as it is."""
         if ids.ndim != 2 or ids.shape[1] == 0:
@@ -289,8 +293,12 @@ class SpikeGPT(nn.Module):
 
         `done` is the share of the training that is behind.
         """
-        for neuron in self.event_neurons():
-            neuron.adapt(done)
+        neurons = self.event_neurons()
+        if not neurons:
+            return
+        seen = torch.stack([neuron.events_seen for neuron in neurons]).tolist()  # waits for a GPU once, not once each
+        for neuron, counts in zip(neurons, seen, strict=True):
+            neuron.adapt(counts, done)
 
     def matrix_parameters(self) -> int:
         """Weights that every token is multiplied with, the head's included (6 operations each in a training step)."""

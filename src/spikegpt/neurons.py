@@ -6,6 +6,7 @@ B batch, T time (one token is one step of every neuron), C channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -116,12 +117,13 @@ class EventNeuron(Neuron):
         self.events_seen[3] += x.abs().sum()
 
     @torch.no_grad()
-    def adapt(self, done: float = 1.0) -> None:
-        """Move the threshold towards the target activity, from the events since the last call.
+    def adapt(self, seen: Sequence[float], done: float = 1.0) -> None:
+        """Move the threshold towards the target activity, from the events `seen` since the last call.
 
-        `done` is the share of the training that is behind: the target falls to `activity` by way of it.
+        `seen` holds the values of `events_seen`: events, events of the largest size, neuron-steps, and the sum of the
+        inputs' magnitudes. `done` is the share of the training that is behind: the target falls to `activity` by way of it.
         """
-        fired, largest, neurons, size = self.events_seen.tolist()
+        fired, largest, neurons, size = seen
         if neurons == 0:
             return
         wanted = self.threshold * math.exp(self.gain * (fired / neurons - self.target(done)))
