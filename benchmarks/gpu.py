@@ -133,6 +133,7 @@ def cases(
     last, leak = bench.random(batch, channels, seed=3), torch.sigmoid(bench.random(channels, seed=4))
     mixes = [torch.sigmoid(bench.random(channels, seed=5 + i)) for i in range(3)]
     threshold = bench.random(channels, seed=9).abs() + 0.3
+    targets = (bench.random(*shape[:2], seed=21).abs() * 1000).long() % channels
 
     def events(leak: Tensor | None, x: Tensor, backend: str) -> Any:
         return ops.event(x, threshold.to(wide(x)), threshold.to(wide(x)) / 4, leak, backend=backend)[:1]
@@ -158,6 +159,10 @@ def cases(
         "event, memoryless": ([big(15)], lambda x, backend: events(None, x, backend)),
         "shift_mix": ([bench.random(*shape, seed=16), last, *mixes], shifted),
         "relu_squared": ([big(17)], lambda x, backend: [ops.relu_squared(x, backend=backend)]),
+        "gate": ([big(18), big(19)], lambda opening, x, backend: [ops.gate(opening, x, backend=backend)]),
+        "cross_entropy": (
+            [big(20)], lambda x, backend: [ops.cross_entropy(x, targets, 1e-4, backend=backend).view(1, 1)]
+        ),
     }  # fmt: skip
 
 
