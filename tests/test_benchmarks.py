@@ -15,6 +15,7 @@ COLUMNS = {
     "streaming": {"tokens", "peak memory, MB", "read, of the first", "written, of the first"},
     "float_decode": {"what", "products", "tokens/s", "share of the read"},
     "decode": {"activity", "tokens/s", "times dense", "dense, share of the read", "prefill/s"},
+    "trained": {"threads", "how", "weights read", "tokens/s", "times PyTorch"},
     "startup": {"what", "first output, s", "whole, s"},
     "load": {"step", "seconds", "peak MB"},
     "parity": {"model", "computes", "bits per token"},
@@ -51,7 +52,7 @@ def figures(facts):
     return [value for row in facts["rows"] for value in row.values() if isinstance(value, float)]
 
 
-@pytest.mark.parametrize("name", ["ops", "streaming", "float_decode", "startup", "load"])
+@pytest.mark.parametrize("name", ["ops", "streaming", "float_decode", "trained", "startup", "load"])
 def test_figures(benchmark, name):
     facts = benchmark(name)
     assert facts.keys() >= FACTS and facts["command"] == f"python -m benchmarks.{name} --quick"
