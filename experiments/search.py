@@ -38,8 +38,8 @@ class Run:
     """Name of the run whose model teaches this one."""
 
 
-TAUGHT: dict[str, Any] = {"train": {"distill": 0.5}, "teacher": "twin"}
-"""Half of the loss is the distance from the twin's predictions on the same text; the twin saw the same tokens."""
+TAUGHT: dict[str, Any] = {"train": {"distill": 0.9}, "teacher": "twin"}
+"""Nine tenths of the loss are the distance from the predictions of the twin, which saw the same tokens."""
 COARSE: dict[str, Any] = {"levels": 1, "resolution": 1.0, "window": 0.5}
 
 RUNS: dict[str, Run] = {

@@ -145,9 +145,9 @@ def test_a_carried_state_is_what_one_long_batch_would_have(tmp_path, corpus):
     objective = Objective(model, TrainConfig(carry_state=True, logit_penalty=0.0), None)
     ids = torch.randint(256, (2, 33))
     parts = [
-        objective(ids[:, start : start + 8], ids[:, start + 1 : start + 9], start == 0) for start in range(0, 32, 8)
+        objective(ids[:, start : start + 8], ids[:, start + 1 : start + 9], start == 0)[0] for start in range(0, 32, 8)
     ]
-    whole = Objective(model, TrainConfig(logit_penalty=0.0), None)(ids[:, :-1], ids[:, 1:])
+    whole = Objective(model, TrainConfig(logit_penalty=0.0), None)(ids[:, :-1], ids[:, 1:])[0]
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-5)
     for tensor in objective.named_carried().values():
         assert not tensor.requires_grad

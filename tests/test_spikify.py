@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import training
+from tiny import make_model
 
 from spikegpt import loss
 from spikegpt.checkpoint import load_model, save_model
@@ -16,6 +17,7 @@ from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import evaluate
 from spikegpt.meter import SpikeMeter
 from spikegpt.model import SpikeGPT
+from spikegpt.objective import Objective
 from spikegpt.spikify import event_driven, spikify
 from spikegpt.tokenizer import ByteTokenizer
 
@@ -48,6 +50,16 @@ def test_distillation_is_the_divergence_from_the_teacher(elements: int, monkeypa
     (2 * got).backward()
     torch.testing.assert_close(ours_too.grad, ours.grad)
     assert loss.distillation(teacher, teacher + 3.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_what_is_reported_is_the_texts_loss_with_or_without_a_teacher() -> None:
+    student, teacher = (make_model("before"), make_model("none"))
+    ids = torch.randint(student.config.vocab_size, (2, 9))
+    text = Objective(student, TrainConfig(), None)(ids[:, :-1], ids[:, 1:])
+    taught = Objective(student, TrainConfig(distill=0.9), teacher)(ids[:, :-1], ids[:, 1:])
+    assert taught[1].item() == pytest.approx(text[0].item()) and not taught[1].requires_grad
+    distance = loss.distillation(student(ids[:, :-1])[0], teacher(ids[:, :-1])[0])
+    assert taught[0].item() == pytest.approx(0.1 * text[0].item() + 0.9 * distance.item(), rel=1e-5)
 
 
 def test_spikify_keeps_the_knowledge_and_reaches_the_activity(twin: Path, tmp_path: Path) -> None:

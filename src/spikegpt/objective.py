@@ -27,15 +27,18 @@ class Objective(nn.Module):
         # A list hides the compiled twin and the teacher from named_parameters.
         self._readers: list[Any] = [torch.compile(model) if config.compile else model, teacher]
 
-    def forward(self, inputs: Tensor, targets: Tensor, begins: bool = True) -> Tensor:
-        """Loss (a scalar) of inputs [B, T] at targets [B, T]; where no text `begins`, they go on from the last batch."""
+    def forward(self, inputs: Tensor, targets: Tensor, begins: bool = True) -> tuple[Tensor, Tensor]:
+        """What to minimise, and the text's own loss, of inputs [B, T] at targets [B, T]: scalars, the second without a graph.
+
+        Where no text `begins`, the inputs go on from the last batch.
+        """
         logits = self._read(0, inputs, begins)
         loss = loss_fn(logits, targets, self.penalty)
         if self.distill == 0:
-            return loss
+            return loss, loss.detach()
         with torch.no_grad():
             taught = self._read(1, inputs, begins)
-        return (1 - self.distill) * loss + self.distill * distillation(logits, taught)
+        return (1 - self.distill) * loss + self.distill * distillation(logits, taught), loss.detach()
 
     def _read(self, reader: int, inputs: Tensor, begins: bool) -> Tensor:
         state = None if begins else self.carried[reader]

@@ -223,9 +223,9 @@ class Run:
             last = part == config.accumulate - 1
             with gathering(accelerator, self.wrapped, self.model, sharded=config.shard, last=last):
                 with meter if meter is not None and part == 0 else contextlib.nullcontext(), accelerator.autocast():
-                    loss = self.wrapped(inputs, targets, begins)
-                accelerator.backward(loss / config.accumulate)
-            losses.append(loss.detach())
+                    objective, loss = self.wrapped(inputs, targets, begins)
+                accelerator.backward(objective / config.accumulate)
+            losses.append(loss)
         norm: Any = accelerator.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         self.stepper.step()
         self.stepper.zero_grad()
