@@ -312,6 +312,7 @@ def test_the_command_prints_tables_and_json(call, saved):
     common = ("profile", "--model", folder / "model", "--data", folder / "text.txt", "--tokens", 40)
     code, out, _ = call(*common)
     assert code == 0 and "Does the spiking save anything?" in out and "Left out" in out
+    assert "saturated" in out and "blocks.1.ffn.receptance" in out  # no column is cut off where there is no terminal
     code, out, _ = call(*common, "--json")
     told = json.loads(out)
     assert code == 0 and told["tokens"] == 40 and len(told["products"]) == 15

@@ -27,6 +27,8 @@ from .files import cannot_write, write_atomically
 from .model import SpikeGPT
 from .neurons import LIF, EventNeuron, Neuron
 
+_MOST_LAYERS = 10_000
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -106,6 +108,8 @@ def parse_layers(text: str | None) -> list[int] | None:
         raise UsageError(f"layers {text!r} are not like 0-3 or 0,2,5") from None
     if any(part[0] > part[-1] for part in ends):
         raise UsageError(f"layers {text!r} go backwards; write the lower number first, as 0-3")
+    if max(part[-1] for part in ends) >= _MOST_LAYERS:
+        raise UsageError(f"layers {text!r} ask for more than a model has")
     return [layer for part in ends for layer in range(part[0], part[-1] + 1)]
 
 

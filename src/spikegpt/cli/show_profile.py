@@ -18,6 +18,8 @@ from ..profiling import Profile, bytes_by_width
 def print_profile(profile: Profile) -> None:
     """Products, neurons, elementwise work, energies; then what they say and what they leave out."""
     console = Console()
+    if not console.is_terminal:  # a file or a pipe, which is as wide as the tables
+        console.width = 160
     rows = accountings(profile)
     console.print(products_table(profile))
     widths = bytes_by_width(profile.total("weights_read")).items()
