@@ -1,10 +1,11 @@
 """The search for the event-driven recipe: every run by name, on the very same tokens, into one table.
 
-python experiments/search.py RUN [RUN ...] --books FOLDER [--seed 0] [--threads 2]   train (or resume), measure, log
+python experiments/search.py RUN [RUN ...] --books FOLDER [--seed 0] [--steps 500]   train (or resume), measure, log
 python experiments/search.py --table                                                 the log as Markdown
 python experiments/search.py --plot docs/images/curve.png                            bits per byte over activity
 
-FOLDER holds train.txt.xz and valid.txt. Each line of experiments/results.jsonl is one finished run.
+FOLDER holds train.txt.xz and valid.txt. Each line of experiments/results.jsonl is one finished run. Fewer --steps try an
+idea out; runs are compared with the twin of as many.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ RUNS: dict[str, Run] = {
 }
 
 
-def train_and_measure(name: str, seed: int, books: Path, runs: Path) -> dict[str, Any]:
+def train_and_measure(name: str, seed: int, steps: int, books: Path, runs: Path) -> dict[str, Any]:
     """Train run `name` (or go on with it), measure it on the whole of valid.txt."""
     from spikegpt.checkpoint import latest_checkpoint, load
     from spikegpt.config import TrainConfig
@@ -80,7 +81,7 @@ def train_and_measure(name: str, seed: int, books: Path, runs: Path) -> dict[str
     from spikegpt.recipe import train_on
     from spikegpt.tokenizer import train_bpe
 
-    run, out = RUNS[name], runs / f"{name}-{seed}"
+    run, out = RUNS[name], folder(runs, name, seed, steps)
     tokenizer = runs / "tokenizer.json"
     if not tokenizer.exists():
         runs.mkdir(parents=True, exist_ok=True)
@@ -90,18 +91,23 @@ def train_and_measure(name: str, seed: int, books: Path, runs: Path) -> dict[str
         shape = {**SHAPE, "spikes": run.spikes, **({"event": run.event} if run.event else {})}
         train_on(
             [books / "train.txt.xz"], out, valid=[books / "valid.txt"], shape="small", tokenizer=str(tokenizer),
-            overrides=shape, config=TrainConfig(**{**TRAIN, **run.train, "seed": seed}), cache=runs,
-            resume=latest_checkpoint(out) is not None, teacher=runs / f"{run.teacher}-{seed}" if run.teacher else None,
+            overrides=shape, config=TrainConfig(**{**TRAIN, **run.train, "seed": seed, "steps": steps}), cache=runs,
+            resume=latest_checkpoint(out) is not None, teacher=folder(runs, run.teacher, seed, steps) if run.teacher else None,
         )  # fmt: skip
     model = load(str(out)).eval()
     with SpikeMeter(model) as meter:
         measured = evaluate_files(model, [books / "valid.txt"], streams=32)
-    tokens = TRAIN["steps"] * TRAIN["batch_size"] * SHAPE["context"]
+    tokens = steps * TRAIN["batch_size"] * SHAPE["context"]
     return {
         "run": name, "seed": seed, "hypothesis": run.hypothesis, "tokens": tokens,
         "bits_per_byte": measured.bits_per_byte, "activity": meter.activity, "spike_rate": meter.rate,
         "seconds": round(time.time() - started), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+
+
+def folder(runs: Path, name: str, seed: int, steps: int) -> Path:
+    """Where a run keeps its model."""
+    return runs / (f"{name}-{seed}" if steps == TRAIN["steps"] else f"{name}-{seed}-{steps}")
 
 
 def _first(texts: Any, size: int) -> Any:
@@ -117,34 +123,31 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def averages() -> dict[str, dict[str, float]]:
-    """Bits per byte and activity of each run, averaged over its seeds, with the ratio to the twin's."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+def averages() -> dict[tuple[str, int], dict[str, float]]:
+    """By run and tokens seen: bits per byte and activity averaged over the seeds, with the ratio to the twin's."""
+    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in results():
-        rows.setdefault(row["run"], []).append(row)
+        rows.setdefault((row["run"], row["tokens"]), []).append(row)
     means = {
-        name: {
-            "seeds": len(group),
-            "activity": sum(row["activity"] for row in group) / len(group),
-            "bits_per_byte": sum(row["bits_per_byte"] for row in group) / len(group),
-        }
-        for name, group in rows.items()
+        which: {"seeds": len(group)}
+        | {key: sum(row[key] for row in group) / len(group) for key in ("activity", "bits_per_byte")}
+        for which, group in rows.items()
     }
-    twin = means.get("twin", {}).get("bits_per_byte")
-    for row in means.values():
-        row["of twin"] = row["bits_per_byte"] / twin if twin else float("nan")
+    for (_, tokens), row in means.items():
+        twin = means.get(("twin", tokens))
+        row["of twin"] = row["bits_per_byte"] / twin["bits_per_byte"] if twin else float("nan")
     return means
 
 
 def table() -> str:
-    """The log as a Markdown table, one row a run."""
+    """The log as a Markdown table, one row a run, the longest first."""
     lines = [
-        "| run | hypothesis | seeds | activity | bits per byte | of the twin |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| run | hypothesis | tokens | seeds | activity | bits per byte | of the twin |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, row in averages().items():
+    for (name, tokens), row in sorted(averages().items(), key=lambda item: -item[0][1]):
         lines.append(
-            f"| `{name}` | {RUNS[name].hypothesis} | {row['seeds']} | {row['activity']:.1%} "
+            f"| `{name}` | {RUNS[name].hypothesis} | {tokens / 1e6:.1f}M | {row['seeds']} | {row['activity']:.1%} "
             f"| {row['bits_per_byte']:.4f} | {row['of twin']:.1%} |"
         )
     return "\n".join(lines)
@@ -155,12 +158,19 @@ def plot(path: Path) -> None:
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
-    for name, row in averages().items():
+    means = averages()
+    longest = max(tokens for _, tokens in means)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for (name, tokens), row in means.items():
+        if tokens != longest:
+            continue
         if name in ("twin", "canonical"):
             colour = "black" if name == "twin" else "tab:red"
             axes.axhline(row["bits_per_byte"], color=colour, linestyle="--", label=f"{name} (reads every weight)")
         else:
-            axes.scatter(100 * row["activity"], row["bits_per_byte"], label=name)
+            curves.setdefault(name.rpartition("-")[0], []).append((100 * row["activity"], row["bits_per_byte"]))
+    for name, points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
     axes.set_xlabel("activity: weights read per token, %")
     axes.set_ylabel("bits per byte on held-out books")
     axes.legend(fontsize=7, ncols=2)
@@ -174,6 +184,7 @@ def main() -> None:
     parser.add_argument("--books", type=Path, help="folder of train.txt.xz and valid.txt")
     parser.add_argument("--runs", type=Path, default=Path("runs/search"), help="where checkpoints go")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=TRAIN["steps"])
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--plot", type=Path)
@@ -188,7 +199,7 @@ def main() -> None:
 
         torch.set_num_threads(arguments.threads)
     for name in arguments.names:
-        row = train_and_measure(name, arguments.seed, arguments.books, arguments.runs)
+        row = train_and_measure(name, arguments.seed, arguments.steps, arguments.books, arguments.runs)
         with RESULTS.open("a") as log:
             log.write(json.dumps(row) + "\n")
         print(json.dumps(row))
