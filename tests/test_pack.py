@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from spikegpt import checkpoint
 from spikegpt.cli import main
 from spikegpt.config import EventConfig, ModelConfig
+from spikegpt.convert import convert
 from spikegpt.engine import EventModel, pack, run
 from spikegpt.engine.integers import GROUP, IntegerModel
 from spikegpt.engine.pack import PACKED, read
@@ -106,6 +107,9 @@ def test_nothing_is_overwritten_unasked(saved: Path, tmp_path: Path) -> None:
     assert read(out)[0].bits == 4
     with pytest.raises(UsageError, match="is packed already"):
         pack(out)
+    with pytest.raises(UsageError, match="packed for the engine"):
+        convert(out, tmp_path / "half", dtype="float16")
+    assert (out / PACKED).stat().st_mode == (out / "config.json").stat().st_mode
     with pytest.raises(UsageError, match="something else"):
         pack(saved, out=saved, force=True)
     with pytest.raises(UsageError, match="bits=3"):
@@ -170,6 +174,13 @@ def test_load_takes_packed_directories(saved: Path) -> None:
 
 
 @pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
+def test_without_the_engine_a_packed_model_runs_in_floats(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = pack(saved)
+    monkeypatch.setattr(run, "MISSING", "no compiler")
+    model = checkpoint.load(out)
+    assert isinstance(model, SpikeGPT) and model.config.spikes == "before"
+
+
 def test_the_command_line_packs_and_generates(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def call(*args: object) -> tuple[object, str, str]:
         with pytest.raises(SystemExit) as stopped:

@@ -23,7 +23,7 @@ from torch import Tensor
 from . import hub
 from .config import PRESETS, ConfigError, ModelConfig, preset
 from .errors import UsageError, UserError
-from .files import cannot_write
+from .files import cannot_write, write_readable
 from .model import SpikeGPT
 from .tokenizer import ByteTokenizer, load_tokenizer
 
@@ -62,7 +62,7 @@ def load(
     None is the small trained model inside the package. A directory is a saved or packed model, or a training run: its
     finished model, else its latest complete checkpoint. A preset's name gives that shape untrained, over bytes.
     engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
-    as a `SpikeGPT`; "auto" takes the first for packed models and the second for all others.
+    as a `SpikeGPT`; "auto" takes the first for packed models, if the engine is built here, and the second for all others.
     """
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
@@ -74,10 +74,11 @@ def load(
     if name is None or path.is_dir():
         from .engine import EventModel
         from .engine.pack import is_packed, unpack
+        from .engine.run import MISSING
 
         path = resolve(path)
         packed = is_packed(path)
-        if engine == "event" or (packed and engine == "auto"):
+        if engine == "event" or (packed and engine == "auto" and not MISSING):
             return EventModel.load(path)
         return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)
     if str(name) not in PRESETS:
@@ -263,10 +264,8 @@ def remove_leftovers(directory: Path, name: str = "*") -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file of copies on the CPU."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    path.chmod(mode)  # safetensors makes files that nobody else may read
+    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_readable(path, lambda file: save_file(copies, file))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

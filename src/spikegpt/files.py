@@ -26,6 +26,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         staged.unlink(missing_ok=True)
 
 
+def write_readable(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make the file with a new file's usual permissions; safetensors' files nobody else may read."""
+    path.touch()
+    mode = path.stat().st_mode
+    write(path)
+    path.chmod(mode)
+
+
 def cannot_write(path: Path, error: Exception) -> UserError:
     """What to tell people whose file or directory could not be written."""
     reason = getattr(error, "strerror", None) or error

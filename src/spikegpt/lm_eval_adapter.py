@@ -62,7 +62,7 @@ class SpikeGPTLM(TemplateLM):
         # lm-eval says "cuda:0" where nobody chose a device.
         device = device or "cpu"
         self._device = torch.device(device if torch.cuda.is_available() or not device.startswith("cuda") else "cpu")
-        self.model = load(pretrained, device=self._device, backend=backend)
+        self.model = load(pretrained, device=self._device, backend=backend, engine="float")
         self._tokenizer = tokenizer_of(self.model)
         # And 1, or "auto", where nobody chose a size.
         chosen = int(batch_size) if str(batch_size or "").isdecimal() else 1  # pyright: ignore[reportArgumentType]

@@ -88,7 +88,7 @@ def train_on(
 
 def load_teacher(directory: PathLike, student: ModelConfig) -> SpikeGPT:
     """The model in `directory`, whose predictions another of the same vocabulary is to learn."""
-    teacher = load(str(directory))
+    teacher = load(str(directory), engine="float")
     if teacher.config.vocab_size != student.vocab_size:
         raise UsageError(
             f"the teacher {directory} has {teacher.config.vocab_size} tokens, the model {student.vocab_size}; "

@@ -131,7 +131,7 @@ def _read(source: Path) -> SpikeGPT:
         with tempfile.TemporaryDirectory() as folder:
             convert(source, Path(folder) / "model", kind="rwkv4")
             return _read(Path(folder) / "model")
-    model = load(str(source))
+    model = load(str(source), engine="float")
     if model.config.spikes != "none":
         raise UsageError(
             f'{source} has spikes="{model.config.spikes}"; spikify starts from a continuous model '

@@ -25,6 +25,7 @@ from ..checkpoint import (
     write_json,
 )
 from ..config import ModelConfig
+from ..engine.pack import is_packed
 from ..errors import UsageError, UserError
 from ..files import write_atomically
 from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
@@ -132,6 +133,8 @@ def _import(
 def _export(source: Path, destination: Path, dtype: str | None, force: bool) -> Conversion:
     source = resolve(source)
     config = read_config(source)
+    if is_packed(source):
+        raise UsageError(f"{source} is packed for the engine; convert the model that it was made from")
     if dtype is not None:
         if dtype not in DTYPES:
             raise UsageError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")

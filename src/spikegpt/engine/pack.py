@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from .. import checkpoint
 from ..errors import UsageError, UserError
+from ..files import write_readable
 from ..model import SpikeGPT
 from ..tokenizer import Tokenizer, load_tokenizer
 from .integers import IntegerModel, check_event_driven
@@ -52,7 +53,7 @@ def write(directory: Path, packed: IntegerModel, tokenizer: Tokenizer) -> None:
         tokenizer.save(inside)
         checkpoint.write_json(inside / checkpoint.CONFIG, checkpoint.describe(packed.config))
         metadata = {"packed": str(VERSION), "bits": str(packed.bits), "sha256": _digest(packed.arrays)}
-        save_file(packed.arrays, inside / PACKED, metadata)
+        write_readable(inside / PACKED, lambda file: save_file(packed.arrays, file, metadata))
 
     checkpoint.write_directory(directory, fill)
 
