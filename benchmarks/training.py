@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.table import alone, make_parser, matrix_rate, median, peak_memory, report, seconds
+from spikegpt.allocator import keep_freed_memory
 from spikegpt.config import ModelConfig, TrainConfig
 from spikegpt.loss import loss_fn
 from spikegpt.model import SpikeGPT
@@ -90,10 +91,13 @@ def wkv_share(step: Callable[[], None]) -> float:
 
 def measure(name: str, precision: str, given: argparse.Namespace) -> dict[str, Any]:
     """One row."""
+    keep_freed_memory()  # as `spikegpt train` does, here for every model
     warnings.simplefilter("ignore")  # transformers says at length that its RWKV has no kernel for a CPU
     model, parameters = make_model(name, given.layers, given.channels, given.length)
     step = make_step(model.train(), given.batch, given.length, precision)
     cube = 256 if given.quick else 2048
+    for _ in range(given.warm):
+        step()
     before, times, after = matrix_rate(cube, precision), seconds(step, given.repeats), matrix_rate(cube, precision)
     rate, ceiling = given.batch * given.length / median(times), max(before, after)
     row = {
@@ -113,11 +117,18 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--precisions", nargs="+", choices=("no", "bf16"), default=["no", "bf16"])
-    for name, default in (("layers", 12), ("channels", 512), ("length", 1024), ("batch", 2), ("repeats", 5)):
+    for name, default in (
+        ("layers", 12),
+        ("channels", 512),
+        ("length", 1024),
+        ("batch", 2),
+        ("repeats", 5),
+        ("warm", 2),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     if given.quick:
-        given.layers, given.channels, given.length, given.repeats = 2, 64, 32, 1
+        given.layers, given.channels, given.length, given.repeats, given.warm = 2, 64, 32, 1, 0
     models = given.models
     if find_spec("transformers") is None:
         models = [name for name in models if name not in ("llama", "rwkv")]
