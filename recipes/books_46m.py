@@ -3,8 +3,9 @@
 python recipes/books_46m.py [--data ../shared/data/books] [--runs runs/books-46m] [--minutes 9] [--only canonical ...]
 
 Run it again until it says that all is done: each call goes on where the last one stopped, to the very same weights. All
-three read the same tokens: bytes, 64 x 1024 a step, 500 million in all by default. Each model begins cold; the test text
-is read once, at its end. Figures go to RUNS/results.json, weights in 8 bits (in shards that fit anywhere) to RUNS/NAME-8bit.
+three read the same tokens: bytes, 64 x 1024 a step, 500 million in all by default. Each model begins cold, and the
+event-driven one learns from the twin's predictions too; the test text is read once, at its end. Figures go to
+RUNS/results.json, weights in 8 bits (in shards that fit anywhere) to RUNS/NAME-8bit.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from spikegpt.recipe import train_on
 
 MODELS = {"canonical": "after", "twin": "none", "event-driven": "before"}
 """In the order in which they are trained."""
+TEACHERS = {"event-driven": "twin"}
+"""Whose predictions are nine tenths of the loss; see docs/experiments.md."""
 
 
 def main() -> int:
@@ -66,11 +69,15 @@ def main() -> int:
 def train(arguments: argparse.Namespace, name: str, out: Path, end: float) -> bool:
     """Begin or go on with a model, and stop in time; whether it is finished."""
     context = arguments.overrides.get("context", 1024)
+    teacher = arguments.runs / TEACHERS[name] if name in TEACHERS else None
+    if teacher is not None and not (teacher / WEIGHTS).exists():
+        raise SystemExit(f"the {name} model learns from the {TEACHERS[name]}: train that first")
     config = TrainConfig(
         steps=max(1, round(arguments.megabytes * 1e6 / arguments.step_tokens)),
         batch_size=max(1, arguments.step_tokens // context // arguments.accumulate), accumulate=arguments.accumulate,
         lr=2e-3, warmup=min(500, 1 + round(arguments.megabytes)), schedule="wsd", decay=0.2, precision="bf16",
         log_every=50, eval_every=500, eval_tokens=2**20, save_every=0,
+        distill=0.9 if teacher else 0.0,
     )  # fmt: skip
     # Ctrl-C ends the step and saves: the run is resumed from there.
     alarm = threading.Timer(max(0.1, end - time.monotonic()), os.kill, (os.getpid(), signal.SIGINT))
@@ -81,7 +88,7 @@ def train(arguments: argparse.Namespace, name: str, out: Path, end: float) -> bo
         result = train_on(
             [next(files.glob("train.txt*"))], out, valid=[files / "valid.txt"], shape=arguments.preset, tokenizer="bytes",
             overrides={**arguments.overrides, "spikes": MODELS[name]}, config=config,
-            resume=latest_checkpoint(out) is not None, cache=arguments.runs / "tokens",
+            resume=latest_checkpoint(out) is not None, cache=arguments.runs / "tokens", teacher=teacher,
         )  # fmt: skip
     except KeyboardInterrupt:  # the time was up before the first step
         return False

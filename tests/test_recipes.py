@@ -53,17 +53,22 @@ def test_books_in_pieces(tmp_path):
     for name in ("train", "valid", "test"):
         (tmp_path / f"{name}.txt").write_text(text if name == "train" else text[:2000])
     small = {"n_layer": 1, "n_embd": 16, "context": 16}
-    arguments = ["--data", tmp_path, "--runs", tmp_path / "runs", "--set", json.dumps(small), "--only", "canonical"]
+    arguments = ["--data", tmp_path, "--runs", tmp_path / "runs", "--set", json.dumps(small)]
     arguments += ["--step-tokens", 64, "--megabytes"]
-    stopped = run([*arguments, 0.00384, "--minutes", 0])
+    stopped = run([*arguments, 0.00384, "--only", "canonical", "--minutes", 0])
     assert stopped.returncode == 75, stopped.stderr[-2000:]
     assert "run the same command again" in stopped.stdout
-    done = run([*arguments, 0.00384, "--minutes", 3])
+    done = run([*arguments, 0.00384, "--only", "canonical", "--minutes", 3])
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "runs" / "results.json").read_text())["canonical"]
     assert 0 < results["test bits per byte"] < 8
     assert results["8-bit valid bits per byte"] == pytest.approx(results["valid bits per byte"], rel=0.02)
     assert results["curve"][-1][0] == 60 * 64
-    again = run([*arguments, 0.00384, "--minutes", 1])
+    again = run([*arguments, 0.00384, "--only", "canonical", "--minutes", 1])
     assert again.returncode == 0
     assert "all done" in again.stdout
+    alone = run([*arguments, 0.00064, "--only", "event-driven"])
+    assert alone.returncode == 1 and "learns from the twin: train that first" in alone.stderr
+    taught = run([*arguments, 0.00064, "--only", "twin", "event-driven"])
+    assert taught.returncode == 0, taught.stderr[-2000:]
+    assert set(json.loads((tmp_path / "runs" / "results.json").read_text())) == {"canonical", "twin", "event-driven"}
