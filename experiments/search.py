@@ -37,6 +37,8 @@ class Run:
     train: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None
     """Name of the run whose model teaches this one."""
+    begins_as: str | None = None
+    """Name of the run whose weights and thresholds, made event-driven, are the start; it is the teacher too."""
 
 
 TAUGHT: dict[str, Any] = {"train": {"distill": 0.9}, "teacher": "twin"}
@@ -52,6 +54,15 @@ RUNS: dict[str, Run] = {
     **{f"graded-{p}": Run("activity where it helps most", event={"activity": p / 100}) for p in (6, 10, 15, 30)},
     **{
         f"distilled-{p}": Run("the twin's predictions say more than the text", event={"activity": p / 100}, **TAUGHT)
+        for p in (6, 10, 15, 20, 30, 50)
+    },
+    **{
+        f"spikified-{p}": Run(
+            "the twin's weights are a better start than none",
+            event={"activity": p / 100, "start_activity": 0.5},
+            train={"distill": 0.9, "lr": 1e-3},
+            begins_as="twin",
+        )
         for p in (6, 10, 15, 20, 30, 50)
     },
     "ramp-15": Run(
@@ -74,11 +85,12 @@ RUNS: dict[str, Run] = {
 def train_and_measure(name: str, seed: int, steps: int, books: Path, runs: Path) -> dict[str, Any]:
     """Train run `name` (or go on with it), measure it on the whole of valid.txt."""
     from spikegpt.checkpoint import latest_checkpoint, load
-    from spikegpt.config import TrainConfig
+    from spikegpt.config import EventConfig, TrainConfig
     from spikegpt.corpus import documents
     from spikegpt.evaluation import evaluate_files
     from spikegpt.meter import SpikeMeter
     from spikegpt.recipe import train_on
+    from spikegpt.spikify import spikify
     from spikegpt.tokenizer import train_bpe
 
     run, out = RUNS[name], folder(runs, name, seed, steps)
@@ -88,12 +100,20 @@ def train_and_measure(name: str, seed: int, steps: int, books: Path, runs: Path)
         train_bpe(_first(documents([books / "train.txt.xz"]), 40_000_000), 4096).save(runs)
     started = time.time()
     if not (out / "model.safetensors").exists():
-        shape = {**SHAPE, "spikes": run.spikes, **({"event": run.event} if run.event else {})}
-        train_on(
-            [books / "train.txt.xz"], out, valid=[books / "valid.txt"], shape="small", tokenizer=str(tokenizer),
-            overrides=shape, config=TrainConfig(**{**TRAIN, **run.train, "seed": seed, "steps": steps}), cache=runs,
-            resume=latest_checkpoint(out) is not None, teacher=folder(runs, run.teacher, seed, steps) if run.teacher else None,
-        )  # fmt: skip
+        config = TrainConfig(**{**TRAIN, **run.train, "seed": seed, "steps": steps})
+        common = {
+            "valid": [books / "valid.txt"], "config": config, "cache": runs, "resume": latest_checkpoint(out) is not None,
+        }  # fmt: skip
+        if run.begins_as:
+            source = folder(runs, run.begins_as, seed, steps)
+            event = EventConfig(**run.event)
+            spikify(source, out, data=[books / "train.txt.xz"], activity=event.activity, event=event, **common)
+        else:
+            shape = {**SHAPE, "spikes": run.spikes, **({"event": run.event} if run.event else {})}
+            train_on(
+                [books / "train.txt.xz"], out, shape="small", tokenizer=str(tokenizer), overrides=shape, **common,
+                teacher=folder(runs, run.teacher, seed, steps) if run.teacher else None,
+            )  # fmt: skip
     model = load(str(out)).eval()
     with SpikeMeter(model) as meter:
         measured = evaluate_files(model, [books / "valid.txt"], streams=32)

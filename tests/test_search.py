@@ -29,7 +29,7 @@ def test_runs_are_measured_once_each_and_compared_with_their_twin(search, monkey
         search.main()
 
     where = ("--books", tmp_path, "--runs", tmp_path / "runs", "--steps", 6)
-    call("twin", "distilled-30", "uniform-15", *where)
+    call("twin", "distilled-30", "uniform-15", "spikified-30", *where)
     rows = {row["run"]: row for row in search.results()}
     assert {row["tokens"] for row in rows.values()} == {6 * 8 * 16}
     assert rows["twin"]["activity"] == 1 and 0 < rows["distilled-30"]["activity"] < 1
@@ -37,7 +37,7 @@ def test_runs_are_measured_once_each_and_compared_with_their_twin(search, monkey
     capsys.readouterr()
     call("--table", "--plot", tmp_path / "curve.png")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 3 and lines[2].startswith("| `twin`") and lines[2].endswith("| 100.0% |")
+    assert len(lines) == 2 + 4 and lines[2].startswith("| `twin`") and lines[2].endswith("| 100.0% |")
     assert (tmp_path / "curve.png").stat().st_size > 1000
     with pytest.raises(SystemExit):
         call("no-such-run", *where)

@@ -1,6 +1,7 @@
 """A continuous model becomes an event-driven one that fires as asked and has not forgotten what it knew."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,23 @@ def test_command(twin: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["step"] == 2
     event = load_model(tmp_path / "out").config.event
     assert (event.activity, event.start_activity) == (0.2, 0.5)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(twin: Path, tmp_path: Path) -> None:
+    def run(out: Path, *, resume: bool = False) -> None:
+        config = TrainConfig(steps=6, warmup=1, batch_size=2, distill=0.5, save_every=3, eval_every=0, keep=5)
+        spikify(
+            twin / "run", out, data=[twin / "text.txt"], config=config, resume=resume, cache=tmp_path, progress=False
+        )
+
+    run(tmp_path / "whole")
+    shutil.copytree(
+        tmp_path / "whole" / "checkpoints" / "step-00000003", tmp_path / "part" / "checkpoints" / "step-00000003"
+    )
+    shutil.copy(tmp_path / "whole" / "train.json", tmp_path / "part")
+    run(tmp_path / "part", resume=True)
+    for name, tensor in load_model(tmp_path / "whole").state_dict().items():
+        assert torch.equal(load_model(tmp_path / "part").state_dict()[name], tensor), name
 
 
 def test_activity_is_a_share(twin: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def spikify(
     valid: Sequence[PathLike] = (),
     event: EventConfig | None = None,
     config: TrainConfig | None = None,
+    resume: bool = False,
     cache: PathLike | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -51,30 +52,33 @@ def spikify(
         source: directory of a model with spikes="none", or a file that `convert` reads.
         activity: share of the weights to be read per token, in (0, 1].
         event: everything else about the neurons.
-        config: the fine-tuning; by default 500 steps that learn in equal parts from text and teacher.
+        config: the fine-tuning; by default 500 steps that learn nine parts from the teacher and one from the text.
+        resume: go on with the fine-tuning in `out`; everything else must be given again.
         data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
     Raises:
         UsageError: `source` is not a continuous model, or `data` is shorter than a context.
     """
-    refuse_existing(Path(out))
+    if not resume:
+        refuse_existing(Path(out))
     event = event or EventConfig(start_activity=max(activity, START))
     teacher = _read(Path(source))
     event = dataclasses.replace(event, activity=activity)
     tokenizer = teacher.tokenizer
     if tokenizer is None:
         raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
-    config = config or TrainConfig(steps=500, lr=5e-4, warmup=20, distill=0.5)
+    config = config or TrainConfig(steps=500, lr=5e-4, warmup=20, distill=0.9)
     corpus = prepare(
         [Path(path) for path in data], tokenizer, Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
         valid_paths=[Path(path) for path in valid] or None, progress=progress,
     )  # fmt: skip
-    windows = Windows(corpus.train, config.batch_size, config.context or teacher.config.context, config.seed)
-    torch.manual_seed(config.seed)
     student = event_driven(teacher, event)
-    calibrate(student, teacher, windows)
+    if not resume:
+        torch.manual_seed(config.seed)
+        context = config.context or teacher.config.context
+        calibrate(student, teacher, Windows(corpus.train, config.batch_size, context, config.seed))
     return fit(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
-        progress=progress, teacher=teacher if config.distill else None,
+        resume=resume, progress=progress, teacher=teacher if config.distill else None,
     )  # fmt: skip
 
 

@@ -21,8 +21,9 @@ def spikify(
     steps: Annotated[int, typer.Option(help="Steps of fine-tuning.")] = 500,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
-    distill: Annotated[float, typer.Option(help="Weight of the original's predictions, in [0, 1].")] = 0.5,
+    distill: Annotated[float, typer.Option(help="Weight of the original's predictions, in [0, 1].")] = 0.9,
     precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DST.")] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised text is kept.", show_default="~/.cache/spikegpt")
     ] = None,
@@ -37,7 +38,7 @@ def spikify(
         steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill,
         precision=precision,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
-    result = run(source, out, data=data, valid=valid, activity=activity, config=config, cache=cache)
+    result = run(source, out, data=data, valid=valid, activity=activity, config=config, resume=resume, cache=cache)
     if json:
         print_json(result)
     if result["interrupted"]:
