@@ -48,6 +48,8 @@ COARSE: dict[str, Any] = {"levels": 1, "resolution": 1.0, "window": 0.5}
 RUNS: dict[str, Run] = {
     "twin": Run("the continuous model is what all others are measured against", "none"),
     "canonical": Run("SpikeGPT as published: neurons after each mix", "after"),
+    "taught-twin": Run("what a teacher is worth to the continuous model itself", "none", **TAUGHT),
+    "taught-canonical": Run("and to SpikeGPT as published", "after", **TAUGHT),
     "uniform-15": Run(
         "soft threshold, 15 levels, the same activity everywhere", event={"activity": 0.15, "emphasis": {}}
     ),
@@ -184,9 +186,14 @@ def plot(path: Path) -> None:
     for (name, tokens), row in means.items():
         if tokens != longest:
             continue
-        if name in ("twin", "canonical"):
-            colour = "black" if name == "twin" else "tab:red"
-            axes.axhline(row["bits_per_byte"], color=colour, linestyle="--", label=f"{name} (reads every weight)")
+        if RUNS[name].spikes != "before":
+            colour = "black" if RUNS[name].spikes == "none" else "tab:red"
+            axes.axhline(
+                row["bits_per_byte"],
+                color=colour,
+                linestyle=":" if RUNS[name].teacher else "--",
+                label=f"{name} (reads every weight)",
+            )
         else:
             curves.setdefault(name.rpartition("-")[0], []).append((100 * row["activity"], row["bits_per_byte"]))
     for name, points in curves.items():
