@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
     "training": {"model", "precision", "tokens/s", "share of matrix speed", "WKV's share", "peak memory, GB"},
     "ops": {"operator", "forward, ms", "fwd + bwd, ms", "loop: fwd + bwd"},
-    "streaming": {"tokens", "peak memory, MB", "read, of the first", "written, of the first"},
+    "streaming": {"tokens before", "peak memory, MB", "read, of the first", "written, of the first"},
     "float_decode": {"what", "products", "tokens/s", "share of the read"},
     "decode": {"activity", "tokens/s", "times dense", "dense, share of the read", "prefill/s"},
     "trained": {"threads", "how", "weights read", "tokens/s", "times PyTorch"},
