@@ -6,8 +6,10 @@ from rich.console import Console
 from tiny import make_model
 
 from spikegpt import demo
+from spikegpt.cli import main
 from spikegpt.config import ModelConfig
 from spikegpt.engine import EventModel
+from spikegpt.engine.run import MISSING
 from spikegpt.errors import UserError
 from spikegpt.meter import LayerActivity
 
@@ -39,6 +41,14 @@ def test_a_packed_model_shows_what_it_did_not_do(capsys):
     assert every == make_model("before").matrix_parameters()
     assert 0 < done < every and spared == pytest.approx(every - done, abs=1)
     assert "of weights read" in out and "tokens/s, sampling included" in out
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"the engine is not built: {MISSING}")
+def test_the_shipped_model_skips_silence(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--max-tokens", "8", "--seconds", "0", "--seed", "1"])
+    out = capsys.readouterr().out
+    assert not stopped.value.code and "What silence saved" in out and "6,160,384" in out
 
 
 def test_a_continuous_model_has_nobody_to_fire(library, capsys):

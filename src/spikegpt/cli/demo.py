@@ -23,4 +23,4 @@ def demo(
     from .. import demo as tour
     from .start import load_model
 
-    tour.run(load_model(model, None, "auto"), prompt, max_tokens=max_tokens, seconds=seconds, seed=seed)
+    tour.run(load_model(model, None, "auto", engine="auto"), prompt, max_tokens=max_tokens, seconds=seconds, seed=seed)
