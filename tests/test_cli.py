@@ -230,8 +230,13 @@ def test_settings():
         settings_from(["n_layer"])
 
 
+def hear_interrupts():
+    """In the child: a shell that runs the tests in the background has them ignore Ctrl-C, and it would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*args, **options):
-    return subprocess.Popen([*SPIKEGPT, *args], stderr=subprocess.PIPE, **options)
+    return subprocess.Popen([*SPIKEGPT, *args], stderr=subprocess.PIPE, preexec_fn=hear_interrupts, **options)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")

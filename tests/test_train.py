@@ -178,6 +178,7 @@ def test_stop_is_told(tmp_path, corpus, at_step, capfd):
 
 
 def test_second_ctrl_c_interrupts_at_once(monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had the tests ignore it
     monkeypatch.setattr(Stop, "echo", 0.0)
     with pytest.raises(KeyboardInterrupt), Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
