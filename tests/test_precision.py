@@ -24,19 +24,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def final_loss(out, corpus, spikes, precision):
+def final_loss(out, corpus, spikes, precision, seed):
     """Mean of the last 30 of 120 steps, from the same weights on the same batches."""
-    settings = {"steps": 120, "precision": precision, "log_every": 30, "eval_every": 0, "save_every": 0}
+    settings = {"steps": 120, "precision": precision, "log_every": 30, "eval_every": 0, "save_every": 0, "seed": seed}
     training.run(out, corpus, model={"spikes": spikes, "dropout": 0.0}, train=settings, valid=False)
     first, *_, last = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert last < 0.8 * first
     return last
 
 
-@pytest.mark.parametrize("spikes", ["after", "none", "before"])
-def test_bf16_costs_at_most_one_percent(tmp_path, corpus, spikes):
-    """It may end lower: event neurons follow their own thresholds, and 120 steps differ by a few percent either way."""
-    full, half = (final_loss(tmp_path / precision, corpus, spikes, precision) for precision in ("no", "bf16"))
+@pytest.mark.parametrize(("spikes", "seeds"), [("after", 1), ("none", 1), ("before", 4)])
+def test_bf16_costs_at_most_one_percent(tmp_path, corpus, spikes, seeds):
+    """It may end lower: event neurons follow their own thresholds, and 120 steps differ by 4% either way from seed to seed."""
+    full, half = (
+        sum(final_loss(tmp_path / f"{precision}{seed}", corpus, spikes, precision, seed) for seed in range(seeds))
+        for precision in ("no", "bf16")
+    )
     assert 0.95 * full < half < 1.01 * full
 
 
