@@ -106,9 +106,9 @@ def step_times(engine: EventModel, tokens: np.ndarray) -> list[float]:
     return times
 
 
-def generated_per_second(engine: EventModel, tokens: int) -> float:
-    """Tokens per second end to end: sampling, the tokenizer and Python included."""
-    pieces = generate(engine, "a", max_tokens=tokens, seed=0)
+def generated_per_second(model: Any, tokens: int, prompt: str = "a") -> float:
+    """Tokens per second end to end, after the first, which reads the prompt: sampling, the tokenizer and Python included."""
+    pieces = generate(model, prompt, max_tokens=tokens, seed=0)
     next(pieces)
     start, already = time.perf_counter(), pieces.tokens
     for _ in pieces:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-TOKENIZER = "bpe:4096"
 # 6 x 256 has 5.1M matrix parameters and 1.05M in the head; 2,800 x 2,048 tokens are 20.3 MB of the books.
 SHAPE: dict[str, Any] = {"n_layer": 6, "n_embd": 256, "context": 256, "dropout": 0.0}
 TRAIN: dict[str, Any] = {

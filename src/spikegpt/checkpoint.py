@@ -294,15 +294,20 @@ def _sync(path: Path) -> None:
 
 def check_replaceable(directory: Path, force: bool) -> None:
     """Refuse a directory that exists, unless it is empty or, with `force`, a model's."""
+    if others := sorted(names_to_replace(directory, force) - _MODEL_FILES):
+        raise UsageError(f"{directory} holds more than a model ({', '.join(others[:3])}); choose another directory")
+
+
+def names_to_replace(directory: Path, force: bool) -> set[str]:
+    """What is in a directory that is about to be written; UsageError if there is anything, unless `force`."""
     if not directory.exists():
-        return
+        return set()
     inside = {entry.name for entry in directory.iterdir()} if directory.is_dir() else {directory.name}
     if inside and not force:
         raise UsageError(
             f"{directory} already exists; choose another directory or replace it with --force (force=True)"
         )
-    if others := sorted(inside - _MODEL_FILES):
-        raise UsageError(f"{directory} holds more than a model ({', '.join(others[:3])}); choose another directory")
+    return inside
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,16 +16,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .allocation import weights
 from .config import ModelConfig, TrainConfig
 from .data import Corpus, Windows, prepare
 from .engine import EventModel
 from .errors import UserError
 from .evaluation import bits_on_tokens, meter_of
 from .generation import generate
+from .loss import loss_fn
 from .meter import LayerActivity
 from .model import SpikeGPT
 from .tokenizer import ByteTokenizer
-from .train import fit, loss_fn
+from .train import fit
 
 SHAPE = ModelConfig(vocab_size=256, n_layer=3, n_embd=128, context=128, dropout=0.0)
 """The model that is trained: small enough to learn something in under a minute on two cores."""
@@ -82,7 +84,7 @@ def activity_table(layers: list[LayerActivity]) -> Table:
 
 
 def silence_table(model: EventModel, prompt: str, max_tokens: int, seed: int | None) -> Table:
-    """The same text written twice, with every weight read and with those of neurons that fired; a token's work."""
+    """A text written with every weight read, and one with those of neurons that fired: a token's work and the speeds."""
     speeds = {}
     for dense in (True, False):
         model.set_dense(dense)
@@ -92,9 +94,8 @@ def silence_table(model: EventModel, prompt: str, max_tokens: int, seed: int | N
             for _ in generation:
                 pass
         speeds[dense] = generation.tokens / (time.perf_counter() - begun)
-    sites = meter.counts()
-    products = sum(site.inputs * site.outputs for site in sites)
-    done = sum(site.active * site.outputs for site in sites) / max(1, sites[0].steps)
+    products = sum(weights(model.config).values())
+    done = meter.activity * products
     table = Table("per token", box=None, pad_edge=False)
     for heading in ("every weight", "where a neuron fired", ""):
         table.add_column(heading, justify="right")

@@ -23,7 +23,6 @@ from .data import TokenFile, Windows
 from .errors import UsageError, UserError
 from .evaluation import Evaluation, bits_on_tokens
 from .interrupt import Stop
-from .loss import loss_fn
 from .memory import advise, is_out_of_memory
 from .meter import SpikeMeter
 from .model import SpikeGPT
@@ -36,8 +35,6 @@ from .shares import collect_shares, full, shard, whole_model, write_share
 from .speed import Stopwatch, matrix_speed
 from .streams import Streams
 from .tokenizer import Tokenizer
-
-__all__ = ["fit", "loss_fn"]
 
 
 def fit(

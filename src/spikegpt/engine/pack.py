@@ -41,7 +41,8 @@ def pack(directory: PathLike, out: PathLike | None = None, *, bits: int = 8, for
     model = checkpoint.load_model(source)
     assert model.tokenizer is not None
     target = Path(directory).with_name(f"{Path(directory).resolve().name}-{bits}bit") if out is None else Path(out)
-    _check_replaceable(target, force)
+    if checkpoint.names_to_replace(target, force) and not is_packed(target):
+        raise UsageError(f"{target} holds something else than a packed model; choose another directory")
     write(target, IntegerModel.of(model, bits), model.tokenizer)
     return target
 
@@ -101,14 +102,3 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
-
-
-def _check_replaceable(directory: Path, force: bool) -> None:
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return
-    if not force:
-        raise UsageError(
-            f"{directory} already exists; choose another directory or replace it with --force (force=True)"
-        )
-    if not is_packed(directory):
-        raise UsageError(f"{directory} holds something else than a packed model; choose another directory")
