@@ -22,8 +22,10 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 SHAPE: dict[str, Any] = {"n_layer": 6, "n_embd": 256, "context": 256, "dropout": 0.0}
 TRAIN: dict[str, Any] = {
     "steps": 2800, "batch_size": 8, "lr": 2e-3, "warmup": 100, "schedule": "wsd", "decay": 0.3, "precision": "bf16",
-    "eval_every": 0, "save_every": 200, "log_every": 20,
+    "eval_every": 0, "log_every": 20,
 }  # fmt: skip
+DENSE = 4 / 7
+"""Share of the steps after which a branched run leaves the trunk, which is the continuous twin's own run."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,22 @@ class Run:
     teacher: str | None = None
     """Name of the run whose model teaches this one."""
     begins_as: str | None = None
-    """Name of the run whose weights and thresholds, made event-driven, are the start; it is the teacher too."""
+    """Name of the run whose weights, made event-driven, are the start; its finished model is the teacher."""
+    branches: bool = False
+    """Whether to begin with its weights after the share `DENSE` of the steps and go on with the rest; else with its last."""
 
 
 TAUGHT: dict[str, Any] = {"train": {"distill": 0.9}, "teacher": "twin"}
 """Nine tenths of the loss are the distance from the predictions of the twin, which saw the same tokens."""
+BRANCHED: dict[str, Any] = {
+    "begins_as": "twin", "branches": True, "train": {"distill": 0.9, "warmup": 20, "decay": 0.7},
+}  # fmt: skip
+"""The first steps are the twin's own, so that one trunk serves every activity; the learning rate falls when the twin's does."""
+RAMP: dict[str, Any] = {"start_activity": 0.5, "ramp": 0.25}
 COARSE: dict[str, Any] = {"levels": 1, "resolution": 1.0, "window": 0.5}
 
 RUNS: dict[str, Run] = {
-    "twin": Run("the continuous model is what all others are measured against", "none"),
+    "twin": Run("the continuous model is what all others are measured against", "none", train={"keep": 20}),
     "canonical": Run("SpikeGPT as published: neurons after each mix", "after"),
     "taught-twin": Run("what a teacher is worth to the continuous model itself", "none", **TAUGHT),
     "taught-canonical": Run("and to SpikeGPT as published", "after", **TAUGHT),
@@ -66,6 +75,14 @@ RUNS: dict[str, Run] = {
         )
         for p in (6, 10, 15, 20, 30, 50)
     },
+    **{
+        f"branched-{p}": Run(
+            "dense at first: the twin until its learning rate is about to fall, then events",
+            event={"activity": p / 100, **RAMP},
+            **BRANCHED,
+        )
+        for p in (6, 10, 15, 20, 30, 50)
+    },
     "ramp-15": Run(
         "dense at first, thresholds rise over half the run", event={"activity": 0.15, "start_activity": 0.6}
     ),
@@ -78,52 +95,93 @@ RUNS: dict[str, Run] = {
     ),
     "window-15": Run("gradients for the almost firing", event={"activity": 0.15, "window": 0.25}),
     "fine-15": Run("sixteen steps to a threshold instead of four", event={"activity": 0.15, "resolution": 16.0}),
-    "ternary-30": Run("-1, 0, 1 only", event={"activity": 0.30, **COARSE}, **TAUGHT),
-    "binary-30": Run("0, 1 only", event={"activity": 0.30, "signed": False, **COARSE}, **TAUGHT),
+    **{
+        f"ternary-{p}": Run("-1, 0, 1 only", event={"activity": p / 100, **RAMP, **COARSE}, **BRANCHED)
+        for p in (15, 30)
+    },
+    **{
+        f"binary-{p}": Run(
+            "0, 1 only",
+            event={"activity": p / 100, "signed": False, **RAMP, **COARSE},
+            **BRANCHED,
+        )
+        for p in (15, 30)
+    },
 }
 
 
-def train_and_measure(name: str, seed: int, steps: int, books: Path, runs: Path) -> dict[str, Any]:
-    """Train run `name` (or go on with it), measure it on the whole of valid.txt."""
-    from spikegpt.checkpoint import latest_checkpoint, load
+def train(name: str, seed: int, steps: int, books: Path, runs: Path) -> Path:
+    """Train run `name`, or go on with it; the folder of its model."""
+    from spikegpt.checkpoint import checkpoint_path, latest_checkpoint
     from spikegpt.config import EventConfig, TrainConfig
-    from spikegpt.corpus import documents
-    from spikegpt.evaluation import evaluate_files
-    from spikegpt.meter import SpikeMeter
     from spikegpt.recipe import train_on
     from spikegpt.spikify import spikify
-    from spikegpt.tokenizer import train_bpe
 
     run, out = RUNS[name], folder(runs, name, seed, steps)
-    tokenizer = runs / "tokenizer.json"
-    if not tokenizer.exists():
+    if (out / "model.safetensors").exists():
+        return out
+    trunk = trunk_steps(steps) if run.branches else 0
+    lengths = {"save_every": save_every(steps), "seed": seed, "steps": steps - trunk, "skip": trunk}
+    data, common = [books / "train.txt.xz"], {
+        "valid": [books / "valid.txt"], "config": TrainConfig(**{**TRAIN, **lengths, **run.train}), "cache": runs,
+        "resume": latest_checkpoint(out) is not None,
+    }  # fmt: skip
+    if run.begins_as:
+        finished, event = folder(runs, run.begins_as, seed, steps), EventConfig(**run.event)
+        source = checkpoint_path(finished, trunk) if run.branches else finished
+        spikify(source, out, data=data, activity=event.activity, event=event, teacher=finished, **common)
+    else:
+        train_on(
+            data, out, shape="small", tokenizer=str(make_tokenizer(books, runs)),
+            overrides={**SHAPE, "spikes": run.spikes, **({"event": run.event} if run.event else {})},
+            teacher=folder(runs, run.teacher, seed, steps) if run.teacher else None, **common,
+        )  # fmt: skip
+    return out
+
+
+def make_tokenizer(books: Path, runs: Path) -> Path:
+    """The tokenizer that all runs share, learnt by the first of them."""
+    from spikegpt.corpus import documents
+    from spikegpt.tokenizer import train_bpe
+
+    path = runs / "tokenizer.json"
+    if not path.exists():
         runs.mkdir(parents=True, exist_ok=True)
         train_bpe(_first(documents([books / "train.txt.xz"]), 40_000_000), 4096).save(runs)
-    started = time.time()
-    if not (out / "model.safetensors").exists():
-        config = TrainConfig(**{**TRAIN, **run.train, "seed": seed, "steps": steps})
-        common = {
-            "valid": [books / "valid.txt"], "config": config, "cache": runs, "resume": latest_checkpoint(out) is not None,
-        }  # fmt: skip
-        if run.begins_as:
-            source = folder(runs, run.begins_as, seed, steps)
-            event = EventConfig(**run.event)
-            spikify(source, out, data=[books / "train.txt.xz"], activity=event.activity, event=event, **common)
-        else:
-            shape = {**SHAPE, "spikes": run.spikes, **({"event": run.event} if run.event else {})}
-            train_on(
-                [books / "train.txt.xz"], out, shape="small", tokenizer=str(tokenizer), overrides=shape, **common,
-                teacher=folder(runs, run.teacher, seed, steps) if run.teacher else None,
-            )  # fmt: skip
-    model = load(str(out)).eval()
+    return path
+
+
+def measure(directory: Path, books: Path) -> dict[str, float]:
+    """A model's bits per byte, activity and spike rate on the whole of valid.txt."""
+    from spikegpt.checkpoint import load
+    from spikegpt.evaluation import evaluate_files
+    from spikegpt.meter import SpikeMeter
+
+    model = load(str(directory)).eval()
     with SpikeMeter(model) as meter:
         measured = evaluate_files(model, [books / "valid.txt"], streams=32)
+    return {"bits_per_byte": measured.bits_per_byte, "activity": meter.activity, "spike_rate": meter.rate}
+
+
+def train_and_measure(name: str, seed: int, steps: int, books: Path, runs: Path) -> dict[str, Any]:
+    """The line of the log that run `name` is worth."""
+    started = time.time()
+    measured = measure(train(name, seed, steps, books, runs), books)
     tokens = steps * TRAIN["batch_size"] * SHAPE["context"]
     return {
-        "run": name, "seed": seed, "hypothesis": run.hypothesis, "tokens": tokens,
-        "bits_per_byte": measured.bits_per_byte, "activity": meter.activity, "spike_rate": meter.rate,
+        "run": name, "seed": seed, "hypothesis": RUNS[name].hypothesis, "tokens": tokens, **measured,
         "seconds": round(time.time() - started), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+
+
+def save_every(steps: int) -> int:
+    """Steps between a run's checkpoints."""
+    return max(1, steps // 14)
+
+
+def trunk_steps(steps: int) -> int:
+    """Steps of the twin's run that a branched run begins with: the last checkpoint within the share `DENSE`."""
+    return int(DENSE * steps + 1e-9) // save_every(steps) * save_every(steps)
 
 
 def folder(runs: Path, name: str, seed: int, steps: int) -> Path:

@@ -16,7 +16,7 @@ from op_checks import (
 )
 
 from spikegpt import ops
-from spikegpt.ops import passes
+from spikegpt.ops import passes, reference
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 HALF = torch.bfloat16
@@ -205,6 +205,44 @@ def test_cross_entropy_of_extreme_logits(backend):
 
 
 @needs_native
+@pytest.mark.parametrize("classes", [1, 63, 64, 300, 5000])
+@pytest.mark.parametrize(("dtype", "teachers"), [(torch.float32, torch.float32), (HALF, torch.float32), (HALF, HALF)])
+def test_divergence_against_double(classes, dtype, teachers):
+    logits = cross_entropy_inputs(5, classes)[0].to(dtype).requires_grad_()
+    teacher = cross_entropy_inputs(5, classes, seed=7)[0].to(teachers).requires_grad_()
+    got = ops.divergence(logits, teacher, backend="native")
+    exact = logits.detach().double().requires_grad_()
+    p, q = teacher.double().softmax(-1), exact.softmax(-1)
+    expected = (p * (p / q).log()).sum(-1).mean()
+    assert got.dtype == torch.float32
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+    gradient, untaught = torch.autograd.grad(got * 3, (logits, teacher), allow_unused=True)
+    assert gradient.dtype == dtype and untaught is None
+    assert_close(gradient, torch.autograd.grad(expected * 3, exact)[0], 1e-5 if dtype == torch.float32 else ROUNDING)
+
+
+@pytest.mark.parametrize("elements", [2**18, 100])
+def test_divergence_of_the_reference_is_the_formula(elements, monkeypatch):
+    monkeypatch.setitem(reference._ELEMENTS, "cpu", elements)
+    logits, teacher = (random(2, 3, 50, seed=seed).double().requires_grad_() for seed in (0, 1))
+    p, q = teacher.softmax(-1), logits.softmax(-1)
+    expected = (p * (p / q).log()).sum(-1).mean()
+    got = ops.divergence(logits, teacher, backend="reference")
+    assert_close(got, expected, 1e-12)
+    assert_close(torch.autograd.grad(2 * got, logits)[0], torch.autograd.grad(2 * expected, logits)[0], 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_divergence_of_extreme_logits(backend):
+    logits = torch.tensor([[-1e4, 1e4, 0.0], [1e3, 1e3, 1e3]], requires_grad=True)
+    same = ops.divergence(logits, logits + 3.0, backend=backend)
+    assert same.item() == pytest.approx(0, abs=1e-3)
+    far = ops.divergence(logits, logits.detach().flip(-1), backend=backend)
+    assert torch.autograd.grad(far, logits)[0].isfinite().all()
+    assert ops.divergence(torch.full((1, 70), math.nan), torch.zeros(1, 70), backend=backend).isnan()
+
+
+@needs_native
 def test_dropout_drops_its_share_and_no_more():
     x = torch.ones(1000, 1000, requires_grad=True)
     torch.manual_seed(0)
@@ -238,6 +276,7 @@ def all_bits():
         *collect(gate, [random(50000), random(50000, seed=1)]),
         *collect(lambda x, backend: [ops.dropout(x, 0.2, backend=backend)], [random(50000)]),
         *collect(lambda x, backend: [ops.cross_entropy(x, targets, 0.01, backend=backend)], [logits]),
+        *collect(lambda x, backend: [ops.divergence(x, logits.flip(-1), backend=backend)], [logits]),
     ]
 
 
@@ -286,6 +325,7 @@ def test_custom_operators_keep_torch_rules():
     torch.library.opcheck(passes._gate_op, (x, x.detach().clone().requires_grad_(), False))
     torch.library.opcheck(passes._dropout_op, (x, torch.tensor([7]), 0.5))
     torch.library.opcheck(passes._cross_entropy_op, (logits.requires_grad_(), targets, 0.1))
+    torch.library.opcheck(passes._divergence_op, (logits, logits.detach().flip(-1)))
 
 
 def test_wrong_shapes_are_named():

@@ -14,12 +14,13 @@ from tiny import make_model
 from spikegpt import loss
 from spikegpt.checkpoint import load_model, save_model
 from spikegpt.config import EventConfig, ModelConfig, TrainConfig
+from spikegpt.data import TokenFile, Windows
 from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import evaluate
 from spikegpt.meter import SpikeMeter
 from spikegpt.model import SpikeGPT
 from spikegpt.objective import Objective
-from spikegpt.spikify import event_driven, spikify
+from spikegpt.spikify import calibrate, event_driven, spikify
 from spikegpt.tokenizer import ByteTokenizer
 
 TEXT = "\n\n\n".join(f"{n} sheep and {n + 1} goats make {2 * n + 1} animals." for n in range(400))
@@ -36,21 +37,6 @@ def twin(tmp_path_factory) -> Path:
         folder / "run", corpus, model=SHAPE, train={"steps": 150, "lr": 1e-2, "eval_every": 0, "save_every": 0}
     )
     return folder
-
-
-@pytest.mark.parametrize("elements", [2**18, 100])
-def test_distillation_is_the_divergence_from_the_teacher(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss._ELEMENTS, "cpu", elements)
-    ours, teacher = torch.randn(2, 3, 50, requires_grad=True), torch.randn(2, 3, 50)
-    p, q = teacher.softmax(-1), ours.softmax(-1)
-    expected = (p * (p / q).log()).sum(-1).mean()
-    ours_too = ours.detach().clone().requires_grad_()
-    got = loss.distillation(ours_too, teacher)
-    torch.testing.assert_close(got, expected)
-    (2 * expected).backward()
-    (2 * got).backward()
-    torch.testing.assert_close(ours_too.grad, ours.grad)
-    assert loss.distillation(teacher, teacher + 3.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_what_is_reported_is_the_texts_loss_with_or_without_a_teacher() -> None:
@@ -80,6 +66,26 @@ def test_spikify_keeps_the_knowledge_and_reaches_the_activity(twin: Path, tmp_pa
     scratch.tokenizer = ByteTokenizer()
     assert bits < 0.75 * evaluate(scratch.eval(), TEXT[-2000:]).bits_per_byte
     assert meter.activity == pytest.approx(0.3, abs=0.06)
+
+
+def test_thresholds_are_set_for_the_activity_at_the_start(twin: Path) -> None:
+    original = load_model(twin / "run").eval()
+    student = event_driven(original, EventConfig(activity=0.1, start_activity=0.4))
+    tokens = TokenFile(next(twin.glob("cache/tokens-*")) / "train.bin")
+    calibrate(student, original, Windows(tokens, 8, original.config.context, 0))
+    with SpikeMeter(student.eval()) as meter:
+        evaluate(student, TEXT[:4000])
+    assert meter.activity == pytest.approx(0.4, abs=0.06)
+
+
+def test_another_model_teaches(twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "teacher", make_model("after"), ByteTokenizer())
+    seen = []
+    monkeypatch.setattr("spikegpt.spikify.fit", lambda *_, teacher, **__: seen.append(teacher))
+    how = {"data": [twin / "text.txt"], "cache": tmp_path, "progress": False}
+    spikify(twin / "run", tmp_path / "a", **how, teacher=tmp_path / "teacher")
+    spikify(twin / "run", tmp_path / "b", **how)
+    assert [teacher.config.spikes for teacher in seen] == ["after", "none"]
 
 
 def test_weights_are_kept() -> None:

@@ -124,6 +124,14 @@ def test_accumulation_is_a_larger_batch(tmp_path, corpus, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+def test_batches_that_were_read_can_be_left_out(tmp_path, corpus, monkeypatch):
+    read = []
+    original = Run.one_step
+    monkeypatch.setattr(Run, "one_step", lambda self, **how: read.append(self.windows.step) or original(self, **how))
+    training.run(tmp_path / "run", corpus, train={"steps": 3, "skip": 5})
+    assert read == [5, 6, 7]
+
+
 def test_bfloat16_trains(tmp_path, corpus):
     model, _ = training.run(tmp_path / "run", corpus, train={"steps": 30, "precision": "bf16"})
     reports = [line for line in lines(tmp_path / "run") if "loss" in line]

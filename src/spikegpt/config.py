@@ -258,6 +258,8 @@ class TrainConfig:
     """Checkpoints kept."""
     compile: bool = False
     """Run the model through torch.compile."""
+    skip: int = 0
+    """Batches left out at the beginning: those that the model has read already, in the order of the same seed."""
     carry_state: bool = False
     """Read the text as contiguous streams and carry the state from batch to batch (truncated back-propagation in time)."""
     recompute: bool = False
@@ -282,6 +284,7 @@ class TrainConfig:
             "eval_every",
             "eval_tokens",
             "save_every",
+            "skip",
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative")

@@ -35,8 +35,8 @@ class Linear(nn.Linear):
         """The product, times `scale` [1] if there is one."""
         if scale is None:
             return ops.linear(input, self.weight, backend=self.backend)
-        if torch.is_grad_enabled() and input.numel() > self.weight.numel():
-            return ops.linear(input, self.weight * scale, backend=self.backend)  # the smaller of the two to go through
+        if torch.is_grad_enabled() and input.numel() > self.in_features**2:  # the weights are fewer than the outputs
+            return ops.linear(input, self.weight * scale, backend=self.backend)
         return ops.linear(input, self.weight, backend=self.backend) * scale
 
     def reset_parameters(self) -> None:

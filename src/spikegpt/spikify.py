@@ -19,6 +19,7 @@ from .data import Windows, prepare
 from .errors import UsageError
 from .model import Linear, SpikeGPT
 from .neurons import EventNeuron, matrix_behind
+from .recipe import load_teacher
 from .resume import refuse_existing
 from .train import fit
 
@@ -39,6 +40,7 @@ def spikify(
     valid: Sequence[PathLike] = (),
     event: EventConfig | None = None,
     config: TrainConfig | None = None,
+    teacher: PathLike | None = None,
     resume: bool = False,
     cache: PathLike | None = None,
     progress: bool = True,
@@ -46,13 +48,14 @@ def spikify(
     """Make the continuous model `source` event-driven, into the run directory `out`; the run's last figures.
 
     The weights are kept, a neuron is put in front of every matrix, its threshold set from `data`, and everything
-    fine-tuned with the original as the teacher (`config.distill`) while the activity falls to `activity`.
+    fine-tuned with a teacher (`config.distill`) while the activity falls to `activity`.
 
     Args:
         source: directory of a model with spikes="none", or a file that `convert` reads.
         activity: share of the weights to be read per token, in (0, 1].
         event: everything else about the neurons.
         config: the fine-tuning; by default 500 steps that learn nine parts from the teacher and one from the text.
+        teacher: directory of a model with the same tokenizer whose predictions are learnt; None: the original's are.
         resume: go on with the fine-tuning in `out`; everything else must be given again.
         data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
     Raises:
@@ -61,9 +64,9 @@ def spikify(
     if not resume:
         refuse_existing(Path(out))
     event = event or EventConfig(start_activity=max(activity, START))
-    teacher = _read(Path(source))
+    original = _read(Path(source))
     event = dataclasses.replace(event, activity=activity)
-    tokenizer = teacher.tokenizer
+    tokenizer = original.tokenizer
     if tokenizer is None:
         raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
     config = config or TrainConfig(steps=500, lr=5e-4, warmup=20, distill=0.9)
@@ -71,14 +74,15 @@ def spikify(
         [Path(path) for path in data], tokenizer, Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
         valid_paths=[Path(path) for path in valid] or None, progress=progress,
     )  # fmt: skip
-    student = event_driven(teacher, event)
+    student = event_driven(original, event)
+    taught_by = original if teacher is None else load_teacher(teacher, student.config)
     if not resume:
         torch.manual_seed(config.seed)
-        context = config.context or teacher.config.context
-        calibrate(student, teacher, Windows(corpus.train, config.batch_size, context, config.seed))
+        context = config.context or original.config.context
+        calibrate(student, original, Windows(corpus.train, config.batch_size, context, config.seed))
     return fit(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
-        resume=resume, progress=progress, teacher=teacher if config.distill else None,
+        resume=resume, progress=progress, teacher=taught_by if config.distill else None,
     )  # fmt: skip
 
 
@@ -92,20 +96,20 @@ def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:
 
 
 @torch.no_grad()
-def calibrate(student: SpikeGPT, teacher: SpikeGPT, windows: Windows, rounds: int = ROUNDS) -> None:
-    """Set every threshold for its activity: from what the teacher's matrices read, then from the student's own firing."""
-    quantiles = _input_quantiles(student, teacher, windows.next_batch()[0])
+def calibrate(student: SpikeGPT, original: SpikeGPT, windows: Windows, rounds: int = ROUNDS) -> None:
+    """Set every threshold for the activity at the start: from what the original's matrices read, then from own firing."""
+    quantiles = _input_quantiles(student, original, windows.next_batch()[0])
     for neuron, threshold in quantiles:
         neuron.threshold.copy_(threshold)
         neuron.unit.copy_(threshold / neuron.config.resolution)
     student.train()
     for _ in range(rounds):
         student(windows.next_batch()[0])
-        student.after_step()
+        student.after_step(0.0)
 
 
-def _input_quantiles(student: SpikeGPT, teacher: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
-    """Each neuron of the student, and what the share `activity` of its matrix's inputs in the teacher is above."""
+def _input_quantiles(student: SpikeGPT, original: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
+    """Each neuron of the student, and what the wanted share of its matrix's inputs in the original is above."""
     neurons = {
         matrix_behind(name): module for name, module in student.named_modules() if isinstance(module, EventNeuron)
     }
@@ -121,10 +125,10 @@ def _input_quantiles(student: SpikeGPT, teacher: SpikeGPT, ids: Tensor) -> list[
 
     handles = [
         module.register_forward_pre_hook(watch(neurons[name]))
-        for name, module in teacher.named_modules()
+        for name, module in original.named_modules()
         if isinstance(module, Linear)
     ]
-    teacher(ids)
+    original(ids)
     for handle in handles:
         handle.remove()
     return found

@@ -107,6 +107,7 @@ class Run:
         before = load_run(self.out, self.model, self.described()) if self.resume else None
         reader = Streams if config.carry_state else Windows
         self.windows = reader(self.train, config.batch_size, self.context, config.seed, rank=rank, world=world)
+        self.windows.step = config.skip
         self.objective = Objective(self.model, config, self.teacher)
         self.model.gradient_checkpointing = config.recompute
         if config.shard:

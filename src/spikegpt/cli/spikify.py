@@ -21,7 +21,10 @@ def spikify(
     steps: Annotated[int, typer.Option(help="Steps of fine-tuning.")] = 500,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
-    distill: Annotated[float, typer.Option(help="Weight of the original's predictions, in [0, 1].")] = 0.9,
+    distill: Annotated[float, typer.Option(help="Weight of the teacher's predictions, in [0, 1].")] = 0.9,
+    teacher: Annotated[
+        Path | None, typer.Option(help="A model whose predictions are learnt.", show_default="the original")
+    ] = None,
     precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DST.")] = False,
     cache: Annotated[
@@ -38,7 +41,9 @@ def spikify(
         steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill,
         precision=precision,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
-    result = run(source, out, data=data, valid=valid, activity=activity, config=config, resume=resume, cache=cache)
+    result = run(
+        source, out, data=data, valid=valid, activity=activity, config=config, teacher=teacher, resume=resume, cache=cache,
+    )  # fmt: skip
     if json:
         print_json(result)
     if result["interrupted"]:

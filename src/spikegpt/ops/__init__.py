@@ -1,7 +1,7 @@
 """The operators that run along time, one door each: `wkv`, `lif`, `event`, and what stands around them.
 
-`gated_wkv`, `lif_add`, `shift_mix`, `relu_squared`, `gate`, `dropout` and `cross_entropy` do in one pass over memory what
-plain PyTorch does in several; `spike` is the jump alone, `linear` a matrix product, `tally` counts events.
+`gated_wkv`, `lif_add`, `shift_mix`, `relu_squared`, `gate`, `dropout`, `cross_entropy` and `divergence` do in one pass over
+memory what plain PyTorch does in several; `spike` is the jump alone, `linear` a matrix product, `tally` counts events.
 
 Backends: "reference" (plain PyTorch, the specification), "native" (C++ on the CPU), "triton" (GPUs). "auto" takes
 native on the CPU and triton on a GPU where they are there and the tensors are float32 or narrower, else reference; an
@@ -23,7 +23,7 @@ from ..errors import UsageError, UserError
 from . import native, reference, triton
 
 __all__ = [
-    "BACKENDS", "available", "cross_entropy", "dropout", "event", "gate", "gated_wkv", "lif", "lif_add", "linear",
+    "BACKENDS", "available", "cross_entropy", "divergence", "dropout", "event", "gate", "gated_wkv", "lif", "lif_add", "linear",
     "matrix_dtype", "relu_squared", "require", "shift_mix", "spike", "tally", "wkv",
 ]  # fmt: skip
 
@@ -262,6 +262,15 @@ def cross_entropy(logits: Tensor, targets: Tensor, penalty: float = 0.0, *, back
     if _on_triton(backend, logits):
         return triton.cross_entropy(logits, targets, float(penalty))
     return _without_triton(backend, logits).cross_entropy(logits, targets, float(penalty))
+
+
+def divergence(logits: Tensor, teacher: Tensor, *, backend: str = "auto") -> Tensor:
+    """Mean Kullback-Leibler divergence in nats of softmax(logits) from softmax(teacher), both [..., V]: a scalar.
+
+    No gradient flows to the teacher.
+    """
+    _expect("teacher", teacher, tuple(logits.shape))
+    return _without_triton(backend, logits, teacher).divergence(logits, teacher.detach())
 
 
 def matrix_dtype(x: Tensor) -> torch.dtype:

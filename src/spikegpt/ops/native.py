@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from .library import CHUNK, MISSING, _native, at, empty, is_direct, packed, readable, register, threads_and_shape, typed
-from .passes import cross_entropy, dropout, gate, relu_squared, shift_mix, tally
+from .passes import cross_entropy, divergence, dropout, gate, relu_squared, shift_mix, tally
 
 __all__ = [
-    "MISSING", "cross_entropy", "dropout", "event", "gate", "gated_wkv", "is_direct", "lif", "lif_add", "linear",
+    "MISSING", "cross_entropy", "divergence", "dropout", "event", "gate", "gated_wkv", "is_direct", "lif", "lif_add", "linear",
     "relu_squared", "shift_mix", "tally", "wkv",
 ]  # fmt: skip
 

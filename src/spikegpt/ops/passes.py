@@ -50,6 +50,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
     return run(logits, targets, penalty)[0].mean()
 
 
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """See `ops.divergence`."""
+    logits, teacher = readable(logits), readable(teacher)
+    run = _divergence if is_direct(logits) else _divergence_op
+    return run(logits, teacher)[0].mean()
+
+
 def tally(events: Tensor, levels: int) -> Tensor:
     """See `ops.tally`."""
     rows = readable(events.detach()).flatten(0, -2)
@@ -250,3 +257,49 @@ def _cross_entropy_gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor
 _cross_entropy_op = register("cross_entropy", _cross_entropy, _cross_entropy_empty)
 _cross_entropy_backward_op = register("cross_entropy_backward", _cross_entropy_backward, _cross_entropy_backward_empty)
 _cross_entropy_op.register_autograd(_cross_entropy_gradients, setup_context=_save_cross_entropy)
+
+
+def _divergence_empty(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    divergences, log_totals, teacher_log_totals = (
+        logits.new_empty(logits.shape[:-1], dtype=torch.float32) for _ in range(3)
+    )
+    return divergences, log_totals, teacher_log_totals
+
+
+def _divergence(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits, teacher = packed(logits, teacher)
+    outputs = _divergence_empty(logits, teacher)
+    rows, classes = outputs[0].numel(), logits.shape[-1]
+    _native.divergence_forward(torch.get_num_threads(), rows, classes, *typed(logits, teacher), *at(*outputs))
+    return outputs
+
+
+def _divergence_backward_empty(
+    logits: Tensor, teacher: Tensor, log_totals: Tensor, teacher_log_totals: Tensor, grad: Tensor
+) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _divergence_backward(
+    logits: Tensor, teacher: Tensor, log_totals: Tensor, teacher_log_totals: Tensor, grad: Tensor
+) -> Tensor:
+    logits, teacher, *rows = packed(logits, teacher, log_totals, teacher_log_totals, grad)
+    grad_logits = torch.empty_like(logits)
+    _native.divergence_backward(
+        torch.get_num_threads(), rows[0].numel(), logits.shape[-1], *typed(logits, teacher), *at(*rows),
+        *typed(grad_logits),
+    )  # fmt: skip
+    return grad_logits
+
+
+def _save_divergence(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+
+
+def _divergence_gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+    return _divergence_backward_op(*ctx.saved_tensors, grad), None
+
+
+_divergence_op = register("divergence", _divergence, _divergence_empty)
+_divergence_backward_op = register("divergence_backward", _divergence_backward, _divergence_backward_empty)
+_divergence_op.register_autograd(_divergence_gradients, setup_context=_save_divergence)

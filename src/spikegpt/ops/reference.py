@@ -12,6 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_ELEMENTS = {"cpu": 2**18}
+"""Log-probabilities held at a time: what a core's cache has room for, or elsewhere 2**26."""
 
 
 class _Spike(torch.autograd.Function):
@@ -53,6 +57,30 @@ class _Event(torch.autograd.Function):
         margin = threshold * ctx.window
         passes = (size > threshold - margin) & (size <= threshold + unit * ctx.levels + margin)
         return torch.where(passes, grads[0] / unit, 0), None, None, None, None, None
+
+
+class _Divergence(torch.autograd.Function):
+    """Row by row, for memory: of all that is computed only the gradient, as large as the logits, is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, teacher: Tensor) -> Tensor:
+        rows, classes = logits.shape
+        grad = torch.empty_like(logits)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=logits.device)
+        at_once = max(1, _ELEMENTS.get(logits.device.type, 2**26) // classes)
+        for ours, theirs, out in zip(*(each.split(at_once) for each in (logits, teacher, grad)), strict=True):
+            log_q, log_p = F.log_softmax(ours.to(wide), -1), F.log_softmax(theirs.to(wide), -1)
+            p = log_p.exp()
+            total += torch.dot(p.flatten(), log_p.sub_(log_q).flatten())
+            out.copy_(log_q.exp_().sub_(p).div_(rows))
+        ctx.save_for_backward(grad)
+        return total / rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.saved_tensors[0] * grads[0], None
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -176,3 +204,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
     """See `ops.cross_entropy`."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return _CrossEntropy.apply(logits, targets, penalty)
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """See `ops.divergence`."""
+    return _Divergence.apply(logits.flatten(0, -2), teacher.flatten(0, -2))

@@ -193,6 +193,20 @@ struct CrossEntropyBackward {
   Results grad;
 };
 
+// Kullback-Leibler divergence of softmax(logits) from softmax(teacher), row by row.
+struct DivergenceForward {
+  int64_t classes;
+  Values logits, teacher;                                // [rows, classes]
+  float *divergences, *log_totals, *teacher_log_totals;  // [rows]
+};
+
+struct DivergenceBackward {
+  int64_t classes;
+  Values logits, teacher;
+  const float *log_totals, *teacher_log_totals, *grad_divergences;
+  Results grad;
+};
+
 // A few vectors times a matrix.
 struct Matvec {
   int64_t rows, inputs, outputs;
@@ -201,7 +215,7 @@ struct Matvec {
 };
 
 // Each function does the items begin..end: (batch, block of channels) pairs; (batch, chunk of tokens) pairs for
-// ShiftMixBackward; rows for PointEvent, Tally, ShiftMixForward and CrossEntropy; kFlat elements for ReluSquared, Gate and Dropout; outputs for Matvec.
+// ShiftMixBackward; rows for PointEvent, Tally, ShiftMixForward, CrossEntropy and Divergence; kFlat elements for ReluSquared, Gate and Dropout; outputs for Matvec.
 struct Kernels {
   const char *name;
   void (*wkv_forward)(const WkvForward &, int64_t begin, int64_t end);
@@ -222,6 +236,8 @@ struct Kernels {
   void (*dropout)(const Dropout &, int64_t begin, int64_t end);
   void (*cross_entropy_forward)(const CrossEntropyForward &, int64_t begin, int64_t end);
   void (*cross_entropy_backward)(const CrossEntropyBackward &, int64_t begin, int64_t end);
+  void (*divergence_forward)(const DivergenceForward &, int64_t begin, int64_t end);
+  void (*divergence_backward)(const DivergenceBackward &, int64_t begin, int64_t end);
   void (*matvec)(const Matvec &, int64_t begin, int64_t end);
 };
 

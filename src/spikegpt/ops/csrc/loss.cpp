@@ -1,5 +1,5 @@
-// Cross entropy of logits, and its gradient with a pull on the largest logit. Sums go by columns of kBlock lanes, so that
-// they come out the same on every instruction set.
+// Cross entropy of logits, its gradient with a pull on the largest logit, and the divergence from a teacher's logits. Sums
+// go by columns of kBlock lanes, so that they come out the same on every instruction set.
 #include "lanes.h"
 
 #include <cmath>
@@ -27,15 +27,30 @@ int count_equal(const float *x, float value, int width) {
   return equal;
 }
 
-float largest_of(const CrossEntropyForward &op, int64_t row) {
+float sum_of(const float *lanes) {
+  float total = 0.0f;
+  for (int c = 0; c < kBlock; ++c) total += lanes[c];
+  return total;
+}
+
+float largest_of(const Values &logits, int64_t classes, int64_t row) {
   float top[kBlock], buffer[kBlock];
   for (float &value : top) value = -INFINITY;
-  for_blocks(op.classes, [&](int64_t at, int width) {
-    raise(top, read(op.logits, row * op.classes + at, width, buffer), width);
+  for_blocks(classes, [&](int64_t at, int width) {
+    raise(top, read(logits, row * classes + at, width, buffer), width);
   });
   float largest = top[0];
   for (const float value : top) largest = largest < value ? value : largest;
   return largest;
+}
+
+// log of the sum of a row's exponentials
+float log_total_of(const Values &logits, int64_t classes, int64_t row, float largest) {
+  float sum[kBlock] = {}, buffer[kBlock];
+  for_blocks(classes, [&](int64_t at, int width) {
+    add_exponentials(sum, read(logits, row * classes + at, width, buffer), largest, width);
+  });
+  return largest + std::log(sum_of(sum));
 }
 
 // The first class with this logit; 0 if there is none, where a logit is NaN.
@@ -53,14 +68,10 @@ int64_t find(const CrossEntropyForward &op, int64_t row, float value) {
 }
 
 void forward_row(const CrossEntropyForward &op, int64_t row) {
-  float sum[kBlock] = {}, buffer[kBlock], total = 0.0f;
-  const float largest = largest_of(op, row);
-  for_blocks(op.classes, [&](int64_t at, int width) {
-    add_exponentials(sum, read(op.logits, row * op.classes + at, width, buffer), largest, width);
-  });
-  for (const float value : sum) total += value;
+  float buffer[1];
+  const float largest = largest_of(op.logits, op.classes, row);
   op.largest[row] = largest;
-  op.log_totals[row] = largest + std::log(total);
+  op.log_totals[row] = log_total_of(op.logits, op.classes, row, largest);
   op.where[row] = find(op, row, largest);
   op.losses[row] = op.log_totals[row] - *read(op.logits, row * op.classes + op.targets[row], 1, buffer);
 }
@@ -82,6 +93,44 @@ void backward_row(const CrossEntropyBackward &op, int64_t row) {
   });
 }
 
+void add_weighted_differences(float *__restrict sum, const float *__restrict x, const float *__restrict teacher,
+                              float teacher_log_total, int width) {
+  for (int c = 0; c < width; ++c) sum[c] += exp_negative(teacher[c] - teacher_log_total) * (teacher[c] - x[c]);
+}
+
+void divergence_forward_row(const DivergenceForward &op, int64_t row) {
+  float sum[kBlock] = {}, buffer[kBlock], teacher_buffer[kBlock];
+  const auto log_total = [&](const Values &logits) {
+    return log_total_of(logits, op.classes, row, largest_of(logits, op.classes, row));
+  };
+  op.log_totals[row] = log_total(op.logits);
+  op.teacher_log_totals[row] = log_total(op.teacher);
+  for_blocks(op.classes, [&](int64_t at, int width) {
+    const int64_t here = row * op.classes + at;
+    add_weighted_differences(sum, read(op.logits, here, width, buffer), read(op.teacher, here, width, teacher_buffer),
+                             op.teacher_log_totals[row], width);
+  });
+  op.divergences[row] = sum_of(sum) + (op.log_totals[row] - op.teacher_log_totals[row]);
+}
+
+void softmax_difference(float *__restrict grad, const float *__restrict x, float log_total,
+                        const float *__restrict teacher, float teacher_log_total, float scale, int width) {
+  for (int c = 0; c < width; ++c)
+    grad[c] = (exp_negative(x[c] - log_total) - exp_negative(teacher[c] - teacher_log_total)) * scale;
+}
+
+void divergence_backward_row(const DivergenceBackward &op, int64_t row) {
+  float buffer[kBlock], teacher_buffer[kBlock], grad_buffer[kBlock];
+  for_blocks(op.classes, [&](int64_t at, int width) {
+    const int64_t here = row * op.classes + at;
+    float *grad = place(op.grad, here, grad_buffer);
+    softmax_difference(grad, read(op.logits, here, width, buffer), op.log_totals[row],
+                       read(op.teacher, here, width, teacher_buffer), op.teacher_log_totals[row],
+                       op.grad_divergences[row], width);
+    finish(op.grad, here, width, grad);
+  });
+}
+
 }  // namespace
 
 namespace spikegpt::SPIKEGPT_ISA {
@@ -92,6 +141,14 @@ void cross_entropy_forward(const CrossEntropyForward &op, int64_t begin, int64_t
 
 void cross_entropy_backward(const CrossEntropyBackward &op, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) backward_row(op, row);
+}
+
+void divergence_forward(const DivergenceForward &op, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) divergence_forward_row(op, row);
+}
+
+void divergence_backward(const DivergenceBackward &op, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) divergence_backward_row(op, row);
 }
 
 }  // namespace spikegpt::SPIKEGPT_ISA

@@ -247,6 +247,21 @@ void cross_entropy_backward(int threads, Dims rows, Dims classes, float penalty,
       threads, rows, rows * classes);
 }
 
+void divergence_forward(int threads, Dims rows, Dims classes, Typed logits, Typed teacher, Address divergences,
+                        Address log_totals, Address teacher_log_totals) {
+  run(active.load()->divergence_forward,
+      DivergenceForward{classes, in(logits), in(teacher), out(divergences), out(log_totals), out(teacher_log_totals)},
+      threads, rows, rows * classes);
+}
+
+void divergence_backward(int threads, Dims rows, Dims classes, Typed logits, Typed teacher, Address log_totals,
+                         Address teacher_log_totals, Address grad_divergences, Typed grad) {
+  run(active.load()->divergence_backward,
+      DivergenceBackward{classes, in(logits), in(teacher), in(log_totals), in(teacher_log_totals),
+                         in(grad_divergences), out(grad)},
+      threads, rows, rows * classes);
+}
+
 void matvec(int threads, Dims rows, Dims inputs, Dims outputs, Address x, Address weight, Address y) {
   run(active.load()->matvec, Matvec{rows, inputs, outputs, in(x), in(weight), out(y)}, threads, outputs,
       inputs * outputs);
@@ -279,5 +294,7 @@ NB_MODULE(_native, module) {
   module.def("dropout", &dropout, Free());
   module.def("cross_entropy_forward", &cross_entropy_forward, Free());
   module.def("cross_entropy_backward", &cross_entropy_backward, Free());
+  module.def("divergence_forward", &divergence_forward, Free());
+  module.def("divergence_backward", &divergence_backward, Free());
   module.def("matvec", &matvec, Free());
 }

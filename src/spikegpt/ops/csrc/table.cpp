@@ -21,6 +21,8 @@ void gate_backward(const GateBackward &, int64_t, int64_t);
 void dropout(const Dropout &, int64_t, int64_t);
 void cross_entropy_forward(const CrossEntropyForward &, int64_t, int64_t);
 void cross_entropy_backward(const CrossEntropyBackward &, int64_t, int64_t);
+void divergence_forward(const DivergenceForward &, int64_t, int64_t);
+void divergence_backward(const DivergenceBackward &, int64_t, int64_t);
 void matvec(const Matvec &, int64_t, int64_t);
 
 #define SPIKEGPT_QUOTE(name) #name
@@ -47,6 +49,8 @@ const Kernels kernels = {
     dropout,
     cross_entropy_forward,
     cross_entropy_backward,
+    divergence_forward,
+    divergence_backward,
     matvec,
 };
 
