@@ -76,7 +76,7 @@ def test_a_model_directory_loads_without_conversion_and_gives_the_same_logits(di
     expected, state = own(ids)
     given = model(ids)
     torch.testing.assert_close(given.logits, expected, rtol=0, atol=0)
-    for name, tensor in given.past_key_values.state.named().items():
+    for name, tensor in given.cache.state.named().items():
         torch.testing.assert_close(tensor, state.named()[name], rtol=0, atol=0)
 
 
@@ -90,15 +90,15 @@ def test_padded_rows_give_what_they_give_alone(directory, side):
         together = model(**batch)
         unkept = model(**batch, use_cache=False)
     torch.testing.assert_close(unkept.logits, together.logits)
-    assert unkept.past_key_values is None
-    assert together.past_key_values.get_seq_length() == batch.input_ids.shape[1]
+    assert unkept.cache is None
+    assert together.cache.get_seq_length() == batch.input_ids.shape[1]
     for row, text in enumerate(TEXTS):
         alone = model(**tokenizer(text, return_tensors="pt"))
         real = batch.attention_mask[row].bool()
         torch.testing.assert_close(together.logits[row, real], alone.logits[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(together.logits[row, -1], alone.logits[0, -1], rtol=1e-4, atol=1e-4)
-        expected = alone.past_key_values.state.named()
-        for name, tensor in together.past_key_values.state.take([row]).named().items():
+        expected = alone.cache.state.named()
+        for name, tensor in together.cache.state.take([row]).named().items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
@@ -148,19 +148,19 @@ def test_sampling_obeys_the_seed_and_returns_several_sequences(canonical):
 def test_a_text_goes_on_from_a_kept_state(canonical):
     model = AutoModelForCausalLM.from_pretrained(canonical)
     ids = torch.randint(256, (2, 11))
-    cache = model(ids[:, :7]).past_key_values
-    torch.testing.assert_close(model(ids[:, 7:], past_key_values=cache).logits, model(ids).logits[:, 7:])
+    cache = model(ids[:, :7]).cache
+    torch.testing.assert_close(model(ids[:, 7:], cache=cache).logits, model(ids).logits[:, 7:])
     whole = model.generate(ids, max_new_tokens=5, do_sample=False)
-    kept = model(ids[:, :7]).past_key_values
-    assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False, past_key_values=kept), whole)
+    kept = model(ids[:, :7]).cache
+    assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False, cache=kept), whole)
 
 
 def test_a_cache_of_another_kind_or_size_is_refused(canonical):
     model = AutoModelForCausalLM.from_pretrained(canonical)
     with pytest.raises(UsageError, match="StateCache"):
-        model(torch.zeros(1, 2, dtype=torch.long), past_key_values=transformers.DynamicCache())
+        model(torch.zeros(1, 2, dtype=torch.long), cache=transformers.DynamicCache())
     with pytest.raises(UsageError, match="2 rows, input_ids has 1"):
-        model(torch.zeros(1, 2, dtype=torch.long), past_key_values=StateCache(model.spikegpt.init_state(2)))
+        model(torch.zeros(1, 2, dtype=torch.long), cache=StateCache(model.spikegpt.init_state(2)))
     with pytest.raises(UsageError, match="cannot forget"):
         StateCache().crop(-1)
 
@@ -326,8 +326,8 @@ def test_half_precision_halves_the_matrices_alone(directory, dtype):
     ids = torch.randint(256, (2, 12))
     logits = model(ids).logits
     assert logits.dtype == torch.float32 and logits.isfinite().all()
-    cache = model(ids[:, :6]).past_key_values
-    torch.testing.assert_close(model(ids[:, 6:], past_key_values=cache).logits, logits[:, 6:])
+    cache = model(ids[:, :6]).cache
+    torch.testing.assert_close(model(ids[:, 6:], cache=cache).logits, logits[:, 6:])
     assert model.generate(ids, max_new_tokens=2, do_sample=False).shape == (2, 14)
 
 

@@ -14,7 +14,7 @@ class StateCache(Cache):
     """Carries a `State` from call to call; its size does not grow with the text.
 
     >>> out = model(ids, use_cache=True)
-    >>> model(next_ids, past_key_values=out.past_key_values)
+    >>> model(next_ids, cache=out.cache)
     """
 
     def __init__(self, state: State | None = None) -> None:

@@ -18,7 +18,7 @@ class SpikeGPTConfig(PreTrainedConfig):
 
     model_type = "spikegpt"
     attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer"}  # noqa: RUF012
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache"]  # noqa: RUF012
 
     def __init__(self, **values: Any) -> None:
         own = {name: values.pop(name) for name in _FIELDS if name in values}

@@ -59,9 +59,9 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
         """Run `reader` over ids [B, T] from the cache's state, leaving out what mask [B, >= T] hides."""
         cache = StateCache() if cache is None else cache
         if not isinstance(cache, StateCache):
-            raise UsageError(f"past_key_values must be the StateCache of an earlier call, not {type(cache).__name__}")
+            raise UsageError(f"cache must be the StateCache of an earlier call, not {type(cache).__name__}")
         if cache.state is not None and cache.batch_size != len(ids):
-            raise UsageError(f"past_key_values holds {cache.batch_size} rows, input_ids has {len(ids)}")
+            raise UsageError(f"cache holds {cache.batch_size} rows, input_ids has {len(ids)}")
         state = self.spikegpt.init_state(len(ids)) if cache.state is None else cache.state
         columns = ids.shape[1]
         mask = None if mask is None else mask[:, -columns:].to(ids.device)
@@ -138,14 +138,14 @@ class SpikeGPTModel(SpikeGPTPreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """input_ids [B, T] to last_hidden_state [B, T, C]."""
         keep = self._keeps_state(use_cache)
-        hidden, cache = self.read(self.spikegpt.features, input_ids, attention_mask, past_key_values, keep)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+        hidden, cache = self.read(self.spikegpt.features, input_ids, attention_mask, cache, keep)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache)
 
 
 class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
@@ -160,7 +160,7 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -171,7 +171,7 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
         keep = self._keeps_state(use_cache, labels)
         # Where the head's neuron remembers, it must see every token; else the head may read the wanted columns alone.
         reader = core.forward if core.head_remembers else core.features
-        output, cache = self.read(reader, input_ids, attention_mask, past_key_values, keep)
+        output, cache = self.read(reader, input_ids, attention_mask, cache, keep)
         wanted = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = output[:, wanted]
         if not core.head_remembers:
@@ -180,7 +180,7 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, cache=cache)
 
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
