@@ -1,6 +1,6 @@
 """The search for the event-driven recipe: every run by name, on the very same tokens, into one table.
 
-python experiments/search.py RUN [RUN ...] --books FOLDER [--seed 0] [--steps 500]   train (or resume), measure, log
+python experiments/search.py RUN [RUN ...] --books FOLDER [--seed 0] [--steps 504]   train (or resume), measure, log
 python experiments/search.py --table                                                 the log as Markdown
 python experiments/search.py --plot docs/images/curve.png                            bits per byte over activity
 
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -24,8 +26,6 @@ TRAIN: dict[str, Any] = {
     "steps": 2800, "batch_size": 8, "lr": 2e-3, "warmup": 100, "schedule": "wsd", "decay": 0.3, "precision": "bf16",
     "eval_every": 0, "log_every": 20,
 }  # fmt: skip
-DENSE = 4 / 7
-"""Share of the steps after which a branched run leaves the trunk, which is the continuous twin's own run."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,29 @@ class Run:
     teacher: str | None = None
     """Name of the run whose model teaches this one."""
     begins_as: str | None = None
-    """Name of the run whose weights, made event-driven, are the start; its finished model is the teacher."""
-    branches: bool = False
-    """Whether to begin with its weights after the share `DENSE` of the steps and go on with the rest; else with its last."""
+    """Name of the run whose model, made event-driven or brought to another activity, is the start."""
+    part: tuple[int, int] = (0, 14)
+    """The steps of this run, in fourteenths of a whole run's; the tokens are those that all runs read at these steps."""
+    early: bool = False
+    """Whether the start is what `begins_as` was at the first of these steps, and not its finished model."""
 
 
 TAUGHT: dict[str, Any] = {"train": {"distill": 0.9}, "teacher": "twin"}
 """Nine tenths of the loss are the distance from the predictions of the twin, which saw the same tokens."""
 BRANCHED: dict[str, Any] = {
-    "begins_as": "twin", "branches": True, "train": {"distill": 0.9, "warmup": 20, "decay": 0.7},
+    "train": {"distill": 0.9, "warmup": 20, "decay": 0.7}, "teacher": "twin",
+    "begins_as": "twin", "part": (8, 14), "early": True,
 }  # fmt: skip
 """The first steps are the twin's own, so that one trunk serves every activity; the learning rate falls when the twin's does."""
-RAMP: dict[str, Any] = {"start_activity": 0.5, "ramp": 0.25}
+CHAIN = {
+    15: ("twin", 0, 7),
+    10: ("15", 7, 10),
+    6: ("10", 10, 14),
+    20: ("15", 7, 8),
+    30: ("20", 8, 9),
+    50: ("30", 9, 10),
+}
+"""Activity of a chained run, in percent: where it begins, and its part of the steps."""
 COARSE: dict[str, Any] = {"levels": 1, "resolution": 1.0, "window": 0.5}
 
 RUNS: dict[str, Run] = {
@@ -71,6 +82,7 @@ RUNS: dict[str, Run] = {
             "the twin's weights are a better start than none",
             event={"activity": p / 100, "start_activity": 0.5},
             train={"distill": 0.9, "lr": 1e-3},
+            teacher="twin",
             begins_as="twin",
         )
         for p in (6, 10, 15, 20, 30, 50)
@@ -78,10 +90,21 @@ RUNS: dict[str, Run] = {
     **{
         f"branched-{p}": Run(
             "dense at first: the twin until its learning rate is about to fall, then events",
-            event={"activity": p / 100, **RAMP},
+            event={"activity": p / 100, "start_activity": 0.5, "ramp": 0.25},
             **BRANCHED,
         )
         for p in (6, 10, 15, 20, 30, 50)
+    },
+    **{
+        f"chained-{p}": Run(
+            "the finished twin, then one activity after the other; the twin's residuals say more than its predictions",
+            event={"activity": p / 100, "start_activity": 0.5 if start == "twin" else int(start) / 100, "ramp": 0.25},
+            train={"distill": 0.9, "match": 2.0, "lr": 4e-3, "warmup": 40, "decay": 0.7},
+            teacher="twin",
+            begins_as="twin" if start == "twin" else f"chained-{start}",
+            part=(first, last),
+        )
+        for p, (start, first, last) in CHAIN.items()
     },
     "ramp-15": Run(
         "dense at first, thresholds rise over half the run", event={"activity": 0.15, "start_activity": 0.6}
@@ -95,18 +118,8 @@ RUNS: dict[str, Run] = {
     ),
     "window-15": Run("gradients for the almost firing", event={"activity": 0.15, "window": 0.25}),
     "fine-15": Run("sixteen steps to a threshold instead of four", event={"activity": 0.15, "resolution": 16.0}),
-    **{
-        f"ternary-{p}": Run("-1, 0, 1 only", event={"activity": p / 100, **RAMP, **COARSE}, **BRANCHED)
-        for p in (15, 30)
-    },
-    **{
-        f"binary-{p}": Run(
-            "0, 1 only",
-            event={"activity": p / 100, "signed": False, **RAMP, **COARSE},
-            **BRANCHED,
-        )
-        for p in (15, 30)
-    },
+    "ternary-30": Run("-1, 0, 1 only", event={"activity": 0.30, **COARSE}, **TAUGHT),
+    "binary-30": Run("0, 1 only", event={"activity": 0.30, "signed": False, **COARSE}, **TAUGHT),
 }
 
 
@@ -120,22 +133,20 @@ def train(name: str, seed: int, steps: int, books: Path, runs: Path) -> Path:
     run, out = RUNS[name], folder(runs, name, seed, steps)
     if (out / "model.safetensors").exists():
         return out
-    trunk = trunk_steps(steps) if run.branches else 0
-    lengths = {"save_every": save_every(steps), "seed": seed, "steps": steps - trunk, "skip": trunk}
+    first, last = (part * steps // 14 for part in run.part)
+    own = {"seed": seed, "skip": first, "steps": last - first, "save_every": steps // 14}
     data, common = [books / "train.txt.xz"], {
-        "valid": [books / "valid.txt"], "config": TrainConfig(**{**TRAIN, **lengths, **run.train}), "cache": runs,
+        "valid": [books / "valid.txt"], "config": TrainConfig(**{**TRAIN, **own, **run.train}), "cache": runs,
+        "teacher": folder(runs, run.teacher, seed, steps) if run.teacher else None,
         "resume": latest_checkpoint(out) is not None,
     }  # fmt: skip
     if run.begins_as:
-        finished, event = folder(runs, run.begins_as, seed, steps), EventConfig(**run.event)
-        source = checkpoint_path(finished, trunk) if run.branches else finished
-        spikify(source, out, data=data, activity=event.activity, event=event, teacher=finished, **common)
+        start, event = folder(runs, run.begins_as, seed, steps), EventConfig(**run.event)
+        source = checkpoint_path(start, first) if run.early else start
+        spikify(source, out, data=data, activity=event.activity, event=event, **common)
     else:
-        train_on(
-            data, out, shape="small", tokenizer=str(make_tokenizer(books, runs)),
-            overrides={**SHAPE, "spikes": run.spikes, **({"event": run.event} if run.event else {})},
-            teacher=folder(runs, run.teacher, seed, steps) if run.teacher else None, **common,
-        )  # fmt: skip
+        shape = {**SHAPE, "spikes": run.spikes, **({"event": run.event} if run.event else {})}
+        train_on(data, out, shape="small", tokenizer=str(make_tokenizer(books, runs)), overrides=shape, **common)
     return out
 
 
@@ -174,16 +185,6 @@ def train_and_measure(name: str, seed: int, steps: int, books: Path, runs: Path)
     }  # fmt: skip
 
 
-def save_every(steps: int) -> int:
-    """Steps between a run's checkpoints."""
-    return max(1, steps // 14)
-
-
-def trunk_steps(steps: int) -> int:
-    """Steps of the twin's run that a branched run begins with: the last checkpoint within the share `DENSE`."""
-    return int(DENSE * steps + 1e-9) // save_every(steps) * save_every(steps)
-
-
 def folder(runs: Path, name: str, seed: int, steps: int) -> Path:
     """Where a run keeps its model."""
     return runs / (f"{name}-{seed}" if steps == TRAIN["steps"] else f"{name}-{seed}-{steps}")
@@ -203,19 +204,22 @@ def results() -> list[dict[str, Any]]:
 
 
 def averages() -> dict[tuple[str, int], dict[str, float]]:
-    """By run and tokens seen: bits per byte and activity averaged over the seeds, with the ratio to the twin's."""
-    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    """By run and tokens seen, averaged over seeds: activity, bits per byte, and their ratio to the twin's of the same seed."""
+    repeats: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for row in results():
-        rows.setdefault((row["run"], row["tokens"]), []).append(row)
-    means = {
-        which: {"seeds": len(group)}
-        | {key: sum(row[key] for row in group) / len(group) for key in ("activity", "bits_per_byte")}
-        for which, group in rows.items()
+        repeats.setdefault((row["run"], row["tokens"], row["seed"]), []).append(row)
+    once = {
+        which: {key: mean(row[key] for row in rows) for key in ("activity", "bits_per_byte")}
+        for which, rows in repeats.items()
     }
-    for (_, tokens), row in means.items():
-        twin = means.get(("twin", tokens))
-        row["of twin"] = row["bits_per_byte"] / twin["bits_per_byte"] if twin else float("nan")
-    return means
+    seeds: dict[tuple[str, int], list[dict[str, float]]] = {}
+    for (name, tokens, seed), row in once.items():
+        twin = once.get(("twin", tokens, seed), {"bits_per_byte": math.nan})
+        seeds.setdefault((name, tokens), []).append(row | {"of twin": row["bits_per_byte"] / twin["bits_per_byte"]})
+    return {
+        which: {"seeds": len(rows), **{key: mean(row[key] for row in rows) for key in rows[0]}}
+        for which, rows in seeds.items()
+    }
 
 
 def table() -> str:
@@ -278,6 +282,8 @@ def main() -> None:
         parser.error(f"no run {unknown[0]!r}; there are {', '.join(RUNS)}")
     if arguments.names and arguments.books is None:
         parser.error("--books FOLDER is needed to train")
+    if arguments.steps % 14:
+        parser.error(f"--steps {arguments.steps} is no multiple of 14: runs begin and end at fourteenths")
     if arguments.threads:
         import torch
 

@@ -29,18 +29,20 @@ def test_runs_are_measured_once_each_and_compared_with_their_twin(search, monkey
         monkeypatch.setattr(sys, "argv", ["search.py", *map(str, arguments)])
         search.main()
 
-    where = ("--books", tmp_path, "--runs", tmp_path / "runs", "--steps", 6)
-    call("twin", "distilled-30", "uniform-15", "spikified-30", "branched-30", *where)
+    where = ("--books", tmp_path, "--runs", tmp_path / "runs", "--steps", 14)
+    call("twin", "distilled-30", "uniform-15", "spikified-30", "branched-30", "chained-15", "chained-10", *where)
     rows = {row["run"]: row for row in search.results()}
-    assert {row["tokens"] for row in rows.values()} == {6 * 8 * 16}
+    assert {row["tokens"] for row in rows.values()} == {14 * 8 * 16}
     assert rows["twin"]["activity"] == 1 and 0 < rows["distilled-30"]["activity"] < 1
-    assert (tmp_path / "runs" / "distilled-30-0-6" / "model.safetensors").exists()
-    branch = json.loads((tmp_path / "runs" / "branched-30-0-6" / "train.json").read_text())["train"]
-    assert branch["steps"] + branch["skip"] == 6 and branch["skip"] == 3
+    assert (tmp_path / "runs" / "distilled-30-0-14" / "model.safetensors").exists()
+    branch = json.loads((tmp_path / "runs" / "branched-30-0-14" / "train.json").read_text())["train"]
+    assert (branch["skip"], branch["steps"]) == (8, 6)
     capsys.readouterr()
     call("--table", "--plot", tmp_path / "curve.png")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 5 and lines[2].startswith("| `twin`") and lines[2].endswith("| 100.0% |")
+    assert len(lines) == 2 + 7 and lines[2].startswith("| `twin`") and lines[2].endswith("| 100.0% |")
     assert (tmp_path / "curve.png").stat().st_size > 1000
     with pytest.raises(SystemExit):
         call("no-such-run", *where)
+    with pytest.raises(SystemExit):
+        call("twin", "--books", tmp_path, "--steps", 15)

@@ -49,6 +49,42 @@ def test_what_is_reported_is_the_texts_loss_with_or_without_a_teacher() -> None:
     assert taught[0].item() == pytest.approx(0.1 * text[0].item() + 0.9 * distance.item(), rel=1e-5)
 
 
+def test_mismatch_is_in_variances_of_the_teacher() -> None:
+    teachers = [torch.randn(2, 5, 8) * 3, torch.randn(2, 5, 8)]
+    ours = [teachers[0] + 3.0, teachers[1].clone()]
+    expected = (9 / teachers[0].var().item() + 0) / 2
+    assert loss.mismatch(ours, teachers).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_student_is_drawn_to_the_teachers_residuals(recompute: bool) -> None:
+    student, teacher = make_model("before"), make_model("none", seed=1)
+    ids = torch.randint(student.config.vocab_size, (2, 9))
+    student.train().gradient_checkpointing = recompute
+    for block in student.blocks:
+        block.drop.p = 0.0
+    plain, _ = Objective(student, TrainConfig(distill=0.5), teacher)(ids[:, :-1], ids[:, 1:])
+    drawn, text = Objective(student, TrainConfig(distill=0.5, match=2.0), teacher)(ids[:, :-1], ids[:, 1:])
+    ours: list[torch.Tensor] = []
+    theirs: list[torch.Tensor] = []
+    student(ids[:, :-1], None, ours)
+    teacher(ids[:, :-1], None, theirs)
+    assert len(ours) == len(theirs) == student.config.n_layer + 1
+    assert drawn.item() == pytest.approx(plain.item() + 2 * loss.mismatch(ours, theirs).item(), rel=1e-4)
+    drawn.backward()
+    assert all(parameter.grad is not None for parameter in student.parameters()) and text.grad_fn is None
+
+
+def test_match_wants_a_teacher_of_the_same_shape(twin: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "other", SpikeGPT(ModelConfig(**{**SHAPE, "n_layer": 3})), ByteTokenizer())
+    config = TrainConfig(steps=2, match=1.0)
+    with pytest.raises(UsageError, match=r"teacher's, which are 3 blocks x"):
+        spikify(
+            twin / "run", tmp_path / "out", data=[twin / "text.txt"], config=config, teacher=tmp_path / "other",
+            cache=tmp_path, progress=False,
+        )  # fmt: skip
+
+
 def test_spikify_keeps_the_knowledge_and_reaches_the_activity(twin: Path, tmp_path: Path) -> None:
     config = TrainConfig(steps=60, lr=2e-3, warmup=5, batch_size=8, distill=0.5)
     spikify(
@@ -86,6 +122,23 @@ def test_another_model_teaches(twin: Path, tmp_path: Path, monkeypatch: pytest.M
     spikify(twin / "run", tmp_path / "a", **how, teacher=tmp_path / "teacher")
     spikify(twin / "run", tmp_path / "b", **how)
     assert [teacher.config.spikes for teacher in seen] == ["after", "none"]
+
+
+def test_an_event_driven_model_goes_on_to_another_activity(twin: Path, tmp_path: Path) -> None:
+    how = {"data": [twin / "text.txt"], "cache": tmp_path / "cache", "progress": False}
+    config = TrainConfig(steps=60, lr=4e-3, warmup=5, batch_size=8, distill=0.9, match=1.0, eval_every=0, save_every=0)
+    spikify(twin / "run", tmp_path / "a", activity=0.4, config=config, **how)
+    with pytest.raises(UsageError, match="event-driven already"):
+        spikify(tmp_path / "a", tmp_path / "b", activity=0.2, config=config, **how)
+    spikify(tmp_path / "a", tmp_path / "b", activity=0.2, config=config, teacher=twin / "run", **how)
+    bits = {}
+    for name, activity in (("a", 0.4), ("b", 0.2)):
+        model = load_model(tmp_path / name).eval()
+        with SpikeMeter(model) as meter:
+            bits[name] = evaluate(model, TEXT[-2000:]).bits_per_byte
+        assert meter.activity == pytest.approx(activity, abs=0.06)
+    assert model.config.event.start_activity == 0.4
+    assert bits["b"] < 1.5 * bits["a"]
 
 
 def test_weights_are_kept() -> None:

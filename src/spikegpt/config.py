@@ -242,6 +242,8 @@ class TrainConfig:
     """Extra gradient on each position's largest logit m: m * this / (B*T). 0 turns it off."""
     distill: float = 0.0
     """Weight of a teacher's predictions in the loss, in [0, 1]; the text itself has the rest."""
+    match: float = 0.0
+    """Weight of the distance from the residuals of a teacher of the same shape, added to the loss (see `loss.mismatch`)."""
     precision: Precision = "no"
     """Mixed precision of the matrix products: no (float32), bf16, fp16."""
     seed: int = 0
@@ -281,6 +283,7 @@ class TrainConfig:
             "weight_decay",
             "clip",
             "logit_penalty",
+            "match",
             "eval_every",
             "eval_tokens",
             "save_every",

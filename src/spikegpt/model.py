@@ -238,15 +238,22 @@ class SpikeGPT(nn.Module):
             blocks.append(BlockState(mix(getattr(block, block.att_name)), mix(block.ffn), lifs))
         return State(tuple(blocks), {"head_neuron": at_rest} if self.head_remembers else {})
 
-    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        return self.read_out(*self.features(ids, state))
+    def forward(
+        self, ids: Tensor, state: State | None = None, residuals: list[Tensor] | None = None
+    ) -> tuple[Tensor, State]:
+        return self.read_out(*self.features(ids, state, residuals))
 
     def read(self, ids: Tensor, state: State | None = None) -> State:
         """The state after reading ids [B, T], where no logits are wanted: the head works only if its neuron remembers."""
         return (self.forward if self.head_remembers else self.features)(ids, state)[1]
 
-    def features(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """What the head reads, [B, T, C]: the normalised residual. The head neuron's membrane is left as it is."""
+    def features(
+        self, ids: Tensor, state: State | None = None, residuals: list[Tensor] | None = None
+    ) -> tuple[Tensor, State]:
+        """What the head reads, [B, T, C]: the normalised residual. The head neuron's membrane is left as it is.
+
+        `residuals` receives the residual after each block, [B, T, C], and at last what the head reads.
+        """
         if ids.ndim != 2 or ids.shape[1] == 0:
             raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
         if state is None:
@@ -261,7 +268,12 @@ class SpikeGPT(nn.Module):
         for block, old in zip(self.blocks, state.blocks, strict=True):
             x, new = self._run(block, x, old)
             blocks.append(new)
-        return self.ln_out(x), State(tuple(blocks), state.membranes)
+            if residuals is not None:
+                residuals.append(x)
+        x = self.ln_out(x)
+        if residuals is not None:
+            residuals.append(x)
+        return x, State(tuple(blocks), state.membranes)
 
     def _run(self, block: nn.Module, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         if self.gradient_checkpointing and self.training:

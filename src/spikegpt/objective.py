@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainConfig
-from .loss import distillation, loss_fn
+from .loss import distillation, loss_fn, mismatch
 from .model import SpikeGPT
 from .state import State
 
@@ -19,7 +19,7 @@ class Objective(nn.Module):
     def __init__(self, model: SpikeGPT, config: TrainConfig, teacher: SpikeGPT | None) -> None:
         super().__init__()
         self.model = model
-        self.distill = config.distill if teacher is not None else 0.0
+        self.distill, self.match = (config.distill, config.match) if teacher is not None else (0.0, 0.0)
         self.penalty = config.logit_penalty
         self.carries = config.carry_state
         self.carried: list[State | None] = [None, None]
@@ -32,21 +32,25 @@ class Objective(nn.Module):
 
         Where no text `begins`, the inputs go on from the last batch.
         """
-        logits = self._read(0, inputs, begins)
+        logits, residuals = self._read(0, inputs, begins)
         loss = loss_fn(logits, targets, self.penalty)
-        if self.distill == 0:
+        if self.distill == self.match == 0:
             return loss, loss.detach()
         with torch.no_grad():
-            taught = self._read(1, inputs, begins)
-        return (1 - self.distill) * loss + self.distill * distillation(logits, taught), loss.detach()
+            taught, teachers = self._read(1, inputs, begins)
+        objective = (1 - self.distill) * loss + self.distill * distillation(logits, taught)
+        if self.match:
+            objective = objective + self.match * mismatch(residuals, teachers)
+        return objective, loss.detach()
 
-    def _read(self, reader: int, inputs: Tensor, begins: bool) -> Tensor:
+    def _read(self, reader: int, inputs: Tensor, begins: bool) -> tuple[Tensor, list[Tensor]]:
         state = None if begins else self.carried[reader]
-        logits, state = self._readers[reader](inputs, state)
+        residuals: list[Tensor] = []
+        logits, state = self._readers[reader](inputs, state, residuals if self.match else None)
         if self.carries:
             # Copies: a view of the last token would keep the whole batch's activations.
             self.carried[reader] = state.map(lambda tensor: tensor.detach().clone())
-        return logits
+        return logits, residuals
 
     def named_carried(self) -> dict[str, Tensor]:
         """The carried states' tensors by name."""

@@ -1,4 +1,4 @@
-"""From a continuous model (an RWKV-4) to an event-driven one: thresholds from text, then a short fine-tuning."""
+"""From a continuous model (an RWKV-4) to an event-driven one, or on to less activity: thresholds, then a fine-tuning."""
 
 from __future__ import annotations
 
@@ -48,23 +48,29 @@ def spikify(
     """Make the continuous model `source` event-driven, into the run directory `out`; the run's last figures.
 
     The weights are kept, a neuron is put in front of every matrix, its threshold set from `data`, and everything
-    fine-tuned with a teacher (`config.distill`) while the activity falls to `activity`.
+    fine-tuned with a teacher (`config.distill`, `config.match`) while the activity falls to `activity`. A `source` that
+    is event-driven already keeps its thresholds and goes on from its own activity.
 
     Args:
         source: directory of a model with spikes="none", or a file that `convert` reads.
         activity: share of the weights to be read per token, in (0, 1].
         event: everything else about the neurons.
         config: the fine-tuning; by default 500 steps that learn nine parts from the teacher and one from the text.
-        teacher: directory of a model with the same tokenizer whose predictions are learnt; None: the original's are.
+        teacher: directory of a model with the same tokenizer that is learnt from; None: the original, if it is continuous.
         resume: go on with the fine-tuning in `out`; everything else must be given again.
         data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
     Raises:
-        UsageError: `source` is not a continuous model, or `data` is shorter than a context.
+        UsageError: `source` has neurons after its mixes or no teacher, or `data` is shorter than a context.
     """
     if not resume:
         refuse_existing(Path(out))
-    event = event or EventConfig(start_activity=max(activity, START))
     original = _read(Path(source))
+    before = original.config.event
+    if before is not None and teacher is None:
+        raise UsageError(
+            f"{source} is event-driven already; give the continuous model that it came from as the teacher"
+        )
+    event = event or EventConfig(start_activity=max(activity, before.activity if before else START))
     event = dataclasses.replace(event, activity=activity)
     tokenizer = original.tokenizer
     if tokenizer is None:
@@ -76,18 +82,18 @@ def spikify(
     )  # fmt: skip
     student = event_driven(original, event)
     taught_by = original if teacher is None else load_teacher(teacher, student.config)
-    if not resume:
+    if not resume and before is None:
         torch.manual_seed(config.seed)
         context = config.context or original.config.context
         calibrate(student, original, Windows(corpus.train, config.batch_size, context, config.seed))
     return fit(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
-        resume=resume, progress=progress, teacher=taught_by if config.distill else None,
+        resume=resume, progress=progress, teacher=taught_by if config.distill or config.match else None,
     )  # fmt: skip
 
 
 def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:
-    """A copy of a continuous model with a neuron in front of every matrix; thresholds are not set yet."""
+    """A copy with a neuron in front of every matrix; thresholds are those of the model, or not set yet if it has none."""
     fields = {**model.config.to_dict(), "spikes": "before", "event": event}
     copy = SpikeGPT(ModelConfig.from_dict(fields))
     copy.load_state_dict(model.state_dict(), strict=False)
@@ -140,10 +146,10 @@ def _read(source: Path) -> SpikeGPT:
             convert(source, Path(folder) / "model", kind="rwkv4")
             return _read(Path(folder) / "model")
     model = load(str(source), engine="float")
-    if model.config.spikes != "none":
+    if model.config.spikes == "after":
         raise UsageError(
-            f'{source} has spikes="{model.config.spikes}"; spikify starts from a continuous model '
-            "(an RWKV-4, or one trained with --spikes none)"
+            f'{source} has spikes="after"; spikify starts from a continuous model '
+            "(an RWKV-4, or one trained with --spikes none) or an event-driven one"
         )
     model.config = dataclasses.replace(model.config, dropout=0.0)
     return model.eval()

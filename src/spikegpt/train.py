@@ -62,9 +62,14 @@ def fit(
         summary_writer_class()
     torch.manual_seed(config.seed + accelerator.process_index)
     model.to(accelerator.device).train()
-    if (teacher is None) != (config.distill == 0):
-        raise UsageError("a teacher and a distill weight above 0 go together; give both or neither")
+    if (teacher is None) != (config.distill == config.match == 0):
+        raise UsageError("a teacher and a distill or match weight above 0 go together; give both or neither")
     if teacher is not None:
+        if config.match and _residuals(teacher) != _residuals(model):
+            raise UsageError(
+                f"match compares the residuals of {_residuals(model)} with the teacher's, which are {_residuals(teacher)}; "
+                "take a teacher of the same shape, or match 0"
+            )
         teacher.to(accelerator.device).eval()
     run = Run(accelerator, model, tokenizer, train, valid, config, out, context, teacher, resume)
     if valid is not None and valid.n_tokens < 2:
@@ -376,6 +381,10 @@ class Run:
 
     def _alone(self, stop: Stop) -> bool:
         return stop.requested and self.accelerator.num_processes == 1
+
+
+def _residuals(model: SpikeGPT) -> str:
+    return f"{model.config.n_layer} blocks x {model.config.n_embd} channels"
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -22,9 +22,8 @@ def spikify(
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
     distill: Annotated[float, typer.Option(help="Weight of the teacher's predictions, in [0, 1].")] = 0.9,
-    teacher: Annotated[
-        Path | None, typer.Option(help="A model whose predictions are learnt.", show_default="the original")
-    ] = None,
+    match: Annotated[float, typer.Option(help="Weight of the distance from the teacher's residuals.")] = 0.0,
+    teacher: Annotated[Path | None, typer.Option(help="A model to learn from.", show_default="the original")] = None,
     precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DST.")] = False,
     cache: Annotated[
@@ -38,7 +37,7 @@ def spikify(
     from .show import print_json
 
     config = TrainConfig(
-        steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill,
+        steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill, match=match,
         precision=precision,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     result = run(
