@@ -42,6 +42,8 @@ class Run:
     """Name of the run whose model, made event-driven or brought to another activity, is the start."""
     part: tuple[int, int] = (0, 14)
     """The steps of this run, in fourteenths of a whole run's; the tokens are those that all runs read at these steps."""
+    verdict: str = ""
+    """What came of it, once that is known."""
     early: bool = False
     """Whether the start is what `begins_as` was at the first of these steps, and not its finished model."""
 
@@ -53,6 +55,10 @@ BRANCHED: dict[str, Any] = {
     "begins_as": "twin", "part": (8, 14), "early": True,
 }  # fmt: skip
 """The first steps are the twin's own, so that one trunk serves every activity; the learning rate falls when the twin's does."""
+DRAWN: dict[str, Any] = {
+    "train": {"distill": 0.9, "match": 2.0, "lr": 4e-3, "warmup": 40, "decay": 0.7}, "teacher": "twin",
+}  # fmt: skip
+"""Learns from the twin's residuals as well, at twice the twin's own learning rate."""
 CHAIN = {
     15: ("twin", 0, 7),
     10: ("15", 7, 10),
@@ -99,10 +105,9 @@ RUNS: dict[str, Run] = {
         f"chained-{p}": Run(
             "the finished twin, then one activity after the other; the twin's residuals say more than its predictions",
             event={"activity": p / 100, "start_activity": 0.5 if start == "twin" else int(start) / 100, "ramp": 0.25},
-            train={"distill": 0.9, "match": 2.0, "lr": 4e-3, "warmup": 40, "decay": 0.7},
-            teacher="twin",
             begins_as="twin" if start == "twin" else f"chained-{start}",
             part=(first, last),
+            **DRAWN,
         )
         for p, (start, first, last) in CHAIN.items()
     },
@@ -118,8 +123,17 @@ RUNS: dict[str, Run] = {
     ),
     "window-15": Run("gradients for the almost firing", event={"activity": 0.15, "window": 0.25}),
     "fine-15": Run("sixteen steps to a threshold instead of four", event={"activity": 0.15, "resolution": 16.0}),
-    "ternary-30": Run("-1, 0, 1 only", event={"activity": 0.30, **COARSE}, **TAUGHT),
-    "binary-30": Run("0, 1 only", event={"activity": 0.30, "signed": False, **COARSE}, **TAUGHT),
+    **{
+        f"{name}-{p}": Run(
+            f"{what} only",
+            event={"activity": p / 100, "start_activity": 0.5, "ramp": 0.25, "signed": name == "ternary", **COARSE},
+            begins_as="twin",
+            part=(0, 3),
+            **DRAWN,
+        )
+        for name, what in (("ternary", "-1, 0, 1"), ("binary", "0, 1"))
+        for p in (15, 30)
+    },
 }
 
 
@@ -222,17 +236,27 @@ def averages() -> dict[tuple[str, int], dict[str, float]]:
     }
 
 
+def read(name: str) -> float:
+    """How often the weights of a run, and of what it began as, have read the text that all runs share; its teacher aside."""
+    run = RUNS[name]
+    own = (run.part[1] - run.part[0]) / 14
+    if run.begins_as is None:
+        return own
+    return own + (run.part[0] / 14 if run.early else read(run.begins_as))
+
+
 def table() -> str:
     """The log as a Markdown table, one row a run, the longest first."""
     lines = [
-        "| run | hypothesis | tokens | seeds | activity | bits per byte | of the twin |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| run | hypothesis | tokens | read | seeds | activity | bits per byte | of the twin | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (name, tokens), row in sorted(averages().items(), key=lambda item: -item[0][1]):
-        lines.append(
-            f"| `{name}` | {RUNS[name].hypothesis} | {tokens / 1e6:.1f}M | {row['seeds']} | {row['activity']:.1%} "
-            f"| {row['bits_per_byte']:.4f} | {row['of twin']:.1%} |"
-        )
+        cells = [
+            f"`{name}`", RUNS[name].hypothesis, f"{tokens / 1e6:.1f}M", f"{read(name):.2f}x", str(row["seeds"]),
+            f"{row['activity']:.1%}", f"{row['bits_per_byte']:.4f}", f"{row['of twin']:.1%}", RUNS[name].verdict,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

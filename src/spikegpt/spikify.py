@@ -55,7 +55,8 @@ def spikify(
         source: directory of a model with spikes="none", or a file that `convert` reads.
         activity: share of the weights to be read per token, in (0, 1].
         event: everything else about the neurons.
-        config: the fine-tuning; by default 500 steps that learn nine parts from the teacher and one from the text.
+        config: the fine-tuning; by default 500 steps that learn nine parts from the teacher's predictions and one from
+            the text, and are drawn to the teacher's residuals.
         teacher: directory of a model with the same tokenizer that is learnt from; None: the original, if it is continuous.
         resume: go on with the fine-tuning in `out`; everything else must be given again.
         data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
@@ -75,7 +76,7 @@ def spikify(
     tokenizer = original.tokenizer
     if tokenizer is None:
         raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
-    config = config or TrainConfig(steps=500, lr=5e-4, warmup=20, distill=0.9)
+    config = config or TrainConfig(steps=500, lr=2e-3, warmup=20, distill=0.9, match=2.0)
     corpus = prepare(
         [Path(path) for path in data], tokenizer, Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
         valid_paths=[Path(path) for path in valid] or None, progress=progress,

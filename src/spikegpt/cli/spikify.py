@@ -19,10 +19,10 @@ def spikify(
     ] = [],  # noqa: B006 (typer copies it)
     activity: Annotated[float, typer.Option(help="Share of the weights read per token, in (0, 1].")] = 0.15,
     steps: Annotated[int, typer.Option(help="Steps of fine-tuning.")] = 500,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
     distill: Annotated[float, typer.Option(help="Weight of the teacher's predictions, in [0, 1].")] = 0.9,
-    match: Annotated[float, typer.Option(help="Weight of the distance from the teacher's residuals.")] = 0.0,
+    match: Annotated[float, typer.Option(help="Weight of the distance from the teacher's residuals.")] = 2.0,
     teacher: Annotated[Path | None, typer.Option(help="A model to learn from.", show_default="the original")] = None,
     precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DST.")] = False,
@@ -31,7 +31,7 @@ def spikify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Turn a continuous model into an event-driven one: thresholds from text, then a short fine-tuning."""
+    """Turn a continuous model into an event-driven one, or an event-driven one to another activity."""
     from ..config import TrainConfig
     from ..spikify import spikify as run
     from .show import print_json
