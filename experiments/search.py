@@ -143,6 +143,7 @@ VERDICTS = {
     "branched": "cheap, but too few steps with events",
     "chained": "kept for the curve: six activities for the price of one and a half",
     "ternary": "failed: without sizes 6% more, after 600 steps",
+    "binary": "failed: without signs another 3%",
 }
 """What came of the runs, by name without activity."""
 
