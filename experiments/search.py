@@ -57,15 +57,10 @@ DRAWN: dict[str, Any] = {
     "train": {"distill": 0.9, "match": 2.0, "lr": 4e-3, "warmup": 40, "decay": 0.7}, "teacher": "twin",
 }  # fmt: skip
 """Learns from the twin's residuals as well, at twice the twin's own learning rate."""
-CHAIN = {
-    15: ("twin", 0, 7),
-    10: ("15", 7, 10),
-    6: ("10", 10, 14),
-    20: ("15", 7, 8),
-    30: ("20", 8, 9),
-    50: ("30", 9, 10),
-}
-"""Activity of a chained run, in percent: where it begins, and its part of the steps."""
+FALLING: dict[str, Any] = {"start_activity": 0.5, "ramp": 0.25}
+"""Half of the weights are read at first; a quarter of the steps later, no more than wanted."""
+CHAIN = {15: (None, 0, 7), 10: (15, 7, 10), 6: (10, 10, 14), 20: (15, 7, 8), 30: (20, 8, 9), 50: (30, 9, 10)}
+"""Activity of a chained run, in percent: that of the run it begins as (None: the twin), and its part of the steps."""
 COARSE: dict[str, Any] = {"levels": 1, "resolution": 1.0, "window": 0.5}
 
 RUNS: dict[str, Run] = {
@@ -94,7 +89,7 @@ RUNS: dict[str, Run] = {
     **{
         f"branched-{p}": Run(
             "dense at first: the twin until its learning rate is about to fall, then events",
-            event={"activity": p / 100, "start_activity": 0.5, "ramp": 0.25},
+            event={"activity": p / 100, **FALLING},
             **BRANCHED,
         )
         for p in (6, 10, 15, 20, 30, 50)
@@ -102,8 +97,8 @@ RUNS: dict[str, Run] = {
     **{
         f"chained-{p}": Run(
             "the finished twin, then one activity after the other; the twin's residuals say more than its predictions",
-            event={"activity": p / 100, "start_activity": 0.5 if start == "twin" else int(start) / 100, "ramp": 0.25},
-            begins_as="twin" if start == "twin" else f"chained-{start}",
+            event={"activity": p / 100, **FALLING, **({"start_activity": start / 100} if start else {})},
+            begins_as=f"chained-{start}" if start else "twin",
             part=(first, last),
             **DRAWN,
         )
@@ -124,7 +119,7 @@ RUNS: dict[str, Run] = {
     **{
         f"{name}-{p}": Run(
             f"{what} only",
-            event={"activity": p / 100, "start_activity": 0.5, "ramp": 0.25, "signed": name == "ternary", **COARSE},
+            event={"activity": p / 100, "signed": name == "ternary", **FALLING, **COARSE},
             begins_as="twin",
             part=(0, 3),
             **DRAWN,

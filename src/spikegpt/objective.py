@@ -38,7 +38,9 @@ class Objective(nn.Module):
             return loss, loss.detach()
         with torch.no_grad():
             taught, teachers = self._read(1, inputs, begins)
-        objective = (1 - self.distill) * loss + self.distill * distillation(logits, taught)
+        objective = (1 - self.distill) * loss
+        if self.distill:
+            objective = objective + self.distill * distillation(logits, taught)
         if self.match:
             objective = objective + self.match * mismatch(residuals, teachers)
         return objective, loss.detach()

@@ -52,7 +52,7 @@ def spikify(
     is event-driven already keeps its thresholds and goes on from its own activity.
 
     Args:
-        source: directory of a model with spikes="none", or a file that `convert` reads.
+        source: directory of a model with spikes="none" or "before", or a file that `convert` reads.
         activity: share of the weights to be read per token, in (0, 1].
         event: everything else about the neurons.
         config: the fine-tuning; by default 500 steps that learn nine parts from the teacher's predictions and one from
