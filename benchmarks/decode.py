@@ -23,9 +23,9 @@ from benchmarks.table import alone, make_parser, median, report, seconds
 from spikegpt.config import ModelConfig, preset
 from spikegpt.engine import EventModel
 from spikegpt.engine.integers import IntegerModel
-from spikegpt.generation import generate
-from spikegpt.model import SpikeGPT
-from spikegpt.neurons import EventNeuron
+from spikegpt.generation.decode import generate
+from spikegpt.model.neurons import EventNeuron
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 NEOX = Path(__file__).parents[2] / "shared/data/tokenizers/20B_tokenizer.json"

@@ -17,7 +17,8 @@ from benchmarks.decode import random_model
 from benchmarks.table import alone, make_parser, median, read_rate, report, seconds
 from spikegpt import ops
 from spikegpt.config import ModelConfig, preset
-from spikegpt.model import Linear, SpikeGPT
+from spikegpt.model.layers import Linear
+from spikegpt.model.spikegpt import SpikeGPT
 
 Step = Callable[[], Any]
 

@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from spikegpt import ops
 from spikegpt.config import ModelConfig, TrainConfig, preset
-from spikegpt.decoding_graph import DecodingGraph
-from spikegpt.loss import loss_fn
-from spikegpt.model import Linear, SpikeGPT
-from spikegpt.optim import make_optimizer
+from spikegpt.generation.cuda_graph import DecodingGraph
+from spikegpt.model.layers import Linear
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.training.loss import loss_fn
+from spikegpt.training.optim import make_optimizer
 
 Row = dict[str, Any]
 GOALS = {"forward": 0.8, "backward": 0.7, "46m": 1_000_000, "216m": 250_000, "cost of spiking": 0.1}

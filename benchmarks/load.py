@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.table import make_parser, report
 from spikegpt.config import PRESETS, ModelConfig, preset
-from spikegpt.convert.layout import shapes
+from spikegpt.convert.names import shapes
 
 _STEP = """
 import json, sys, time

@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.table import make_parser, report
 from spikegpt.checkpoint import load_model
 from spikegpt.config import ModelConfig, TrainConfig
-from spikegpt.model import SpikeGPT
-from spikegpt.recipe import train_on
-from spikegpt.reference_generation import SPIKING_VOCABULARY, reference_generation, rescaled, without_spike_embedding
+from spikegpt.generation.published import SPIKING_VOCABULARY, reference_generation, rescaled, without_spike_embedding
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.training.recipe import train_on
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHAKESPEARE = SHARED / "data" / "tinyshakespeare" / "input.txt"

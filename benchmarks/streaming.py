@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.table import make_parser, median, peak_memory, report
 from spikegpt.config import ModelConfig
-from spikegpt.generation import PREFILL, prefill
-from spikegpt.model import SpikeGPT
-from spikegpt.state import State
+from spikegpt.generation.decode import PREFILL, prefill
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.model.state import State
 
 LENGTHS = (1_000, 3_000, 10_000, 30_000, 100_000)
 ROUNDS = 41

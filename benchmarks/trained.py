@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.decode import generated_per_second
 from benchmarks.table import alone, make_parser, median, report
-from spikegpt.checkpoint import load
 from spikegpt.config import preset
 from spikegpt.engine import EventModel
-from spikegpt.model import SpikeGPT
+from spikegpt.loading import load
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 NOTE = "Goal: events at 3 times the float32 model in PyTorch. Batch 1; the same text is written by all four."

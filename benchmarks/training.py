@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.table import alone, make_parser, matrix_rate, median, peak_memory, report, seconds
-from spikegpt.allocator import keep_freed_memory
 from spikegpt.config import ModelConfig, TrainConfig
-from spikegpt.loss import loss_fn
-from spikegpt.model import SpikeGPT
-from spikegpt.optim import make_optimizer
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.training.allocator import keep_freed_memory
+from spikegpt.training.loss import loss_fn
+from spikegpt.training.optim import make_optimizer
 
 VOCABULARY = 256
 NAMES = {

@@ -147,8 +147,8 @@ def train(name: str, seed: int, steps: int, books: Path, runs: Path) -> Path:
     """Train run `name`, or go on with it; the folder of its model."""
     from spikegpt.checkpoint import checkpoint_path, latest_checkpoint
     from spikegpt.config import EventConfig, TrainConfig
-    from spikegpt.recipe import train_on
-    from spikegpt.spikify import spikify
+    from spikegpt.training.recipe import train_on
+    from spikegpt.training.spikify import spikify
 
     run, out = RUNS[name], folder(runs, name, seed, steps)
     if (out / "model.safetensors").exists():
@@ -172,7 +172,7 @@ def train(name: str, seed: int, steps: int, books: Path, runs: Path) -> Path:
 
 def make_tokenizer(books: Path, runs: Path) -> Path:
     """The tokenizer that all runs share, learnt by the first of them."""
-    from spikegpt.corpus import documents
+    from spikegpt.data.corpus import documents
     from spikegpt.tokenizer import train_bpe
 
     path = runs / "tokenizer.json"
@@ -184,9 +184,9 @@ def make_tokenizer(books: Path, runs: Path) -> Path:
 
 def measure(directory: Path, books: Path) -> dict[str, float]:
     """A model's bits per byte, activity and spike rate on the whole of valid.txt."""
-    from spikegpt.checkpoint import load
     from spikegpt.evaluation import evaluate_files
-    from spikegpt.meter import SpikeMeter
+    from spikegpt.loading import load
+    from spikegpt.model.meter import SpikeMeter
 
     model = load(str(directory)).eval()
     with SpikeMeter(model) as meter:

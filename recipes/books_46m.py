@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from eight_bits import restore, write_shards
 
 from spikegpt import evaluate, load
-from spikegpt.auto import GPU_STEP
 from spikegpt.checkpoint import WEIGHTS, latest_checkpoint
 from spikegpt.config import TrainConfig
-from spikegpt.recipe import train_on
+from spikegpt.training.machine import GPU_STEP
+from spikegpt.training.recipe import train_on
 
 MODELS = {"canonical": "after", "twin": "none", "event-driven": "before"}
 """In the order in which they are trained."""

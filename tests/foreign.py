@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spikegpt.config import ModelConfig
-from spikegpt.convert.layout import shapes
+from spikegpt.convert.names import shapes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

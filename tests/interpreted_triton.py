@@ -14,7 +14,7 @@ from test_ops_event import SETTINGS, both, cotangents_for, event_inputs, one
 from spikegpt import ops
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UserError
-from spikegpt.model import SpikeGPT
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.ops import triton
 
 LENGTHS_AND_WIDTHS = [(1, 3), (15, 35), (16, 3), (33, 5)]

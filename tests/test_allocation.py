@@ -2,9 +2,9 @@
 
 import pytest
 
-from spikegpt.allocation import EMPHASIS, allocate, weights
-from spikegpt.config import ConfigError, EventConfig, ModelConfig
-from spikegpt.model import SpikeGPT
+from spikegpt.config import EMPHASIS, ConfigError, EventConfig, ModelConfig
+from spikegpt.model.allocation import allocate, weights
+from spikegpt.model.spikegpt import SpikeGPT
 
 
 def config(**event) -> ModelConfig:

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from spikegpt.allocator import keep_freed_memory
+from spikegpt.training.allocator import keep_freed_memory
 
 CODE = """
 import resource
 import torch
-from spikegpt.allocator import keep_freed_memory
+from spikegpt.training.allocator import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -4,9 +4,9 @@ import pytest
 import torch
 import training
 
-from spikegpt.auto import GPU_STEP, Machine, as_begun, choose
 from spikegpt.config import ModelConfig, TrainConfig, preset
-from spikegpt.memory import GB, training_memory
+from spikegpt.training.machine import GPU_STEP, Machine, as_begun, choose
+from spikegpt.training.memory import GB, training_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

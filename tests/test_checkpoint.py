@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from tiny import SPIKES, make_model
 
 import spikegpt
-from spikegpt.checkpoint import checkpoint_path, latest_checkpoint, load, load_model, save_model
+from spikegpt.checkpoint import checkpoint_path, latest_checkpoint, load_model, save_model
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UsageError, UserError
-from spikegpt.model import SpikeGPT
+from spikegpt.loading import load
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer, CharTokenizer
 
 

@@ -24,8 +24,8 @@ from spikegpt.cli import main
 from spikegpt.config import ModelConfig
 from spikegpt.convert import convert
 from spikegpt.errors import UsageError, UserError
-from spikegpt.generation import generate
-from spikegpt.model import SpikeGPT
+from spikegpt.generation.decode import generate
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 CONFIG = ModelConfig(n_layer=3, n_embd=16, vocab_size=256)

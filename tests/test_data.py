@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from spikegpt import corpus, data, token_file
-from spikegpt.corpus import cut_between_words, documents, expand, pieces
-from spikegpt.data import TokenFile, Windows, prepare, prepare_files, sequential
+from spikegpt.data import corpus, token_file
+from spikegpt.data import tokens as data
+from spikegpt.data.batches import Windows, sequential
+from spikegpt.data.corpus import cut_between_words, documents, expand, pieces
+from spikegpt.data.token_file import TokenFile
+from spikegpt.data.tokens import prepare, prepare_files
 from spikegpt.errors import UsageError, UserError
 from spikegpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
 

@@ -5,13 +5,13 @@ import pytest
 from rich.console import Console
 from tiny import make_model
 
-from spikegpt import demo
 from spikegpt.cli import main
+from spikegpt.cli import tour as demo
 from spikegpt.config import ModelConfig
 from spikegpt.engine import EventModel
 from spikegpt.engine.run import MISSING
 from spikegpt.errors import UserError
-from spikegpt.meter import LayerActivity
+from spikegpt.model.meter import LayerActivity
 
 
 @pytest.fixture

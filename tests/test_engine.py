@@ -11,9 +11,10 @@ from spikegpt.engine import EventModel, run
 from spikegpt.engine.integers import IntegerModel
 from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import evaluate
-from spikegpt.generation import generate
-from spikegpt.meter import SpikeMeter
-from spikegpt.model import Linear, SpikeGPT
+from spikegpt.generation.decode import generate
+from spikegpt.model.layers import Linear
+from spikegpt.model.meter import SpikeMeter
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 pytestmark = pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")

@@ -10,7 +10,7 @@ from tiny import SPIKES, make_model
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import bits_on_tokens, evaluate, evaluate_files
-from spikegpt.meter import SpikeMeter
+from spikegpt.model.meter import SpikeMeter
 from spikegpt.tokenizer import ByteTokenizer, train_bpe
 
 TEXT = "It was the best of times, it was the wörst of times. " * 12

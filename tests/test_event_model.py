@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from spikegpt.allocation import allocate
 from spikegpt.config import ConfigError, EventConfig, ModelConfig
-from spikegpt.meter import SpikeMeter
-from spikegpt.model import Linear, SpikeGPT
-from spikegpt.neurons import EventNeuron
+from spikegpt.model.allocation import allocate
+from spikegpt.model.layers import Linear
+from spikegpt.model.meter import SpikeMeter
+from spikegpt.model.neurons import EventNeuron
+from spikegpt.model.spikegpt import SpikeGPT
 
 KINDS = {
     "graded": EventConfig(),

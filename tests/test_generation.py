@@ -4,11 +4,11 @@ from tiny import SPIKES, make_model
 
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UsageError, UserError
-from spikegpt.generation import complete, generate, generate_batch
-from spikegpt.model import SpikeGPT
-from spikegpt.sampling import make_sampler
-from spikegpt.state import State
-from spikegpt.stopping import StopFilter
+from spikegpt.generation.decode import complete, generate, generate_batch
+from spikegpt.generation.sampling import make_sampler
+from spikegpt.generation.stopping import StopFilter
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.model.state import State
 from spikegpt.tokenizer import ByteTokenizer, CharTokenizer
 
 
@@ -119,7 +119,7 @@ def test_states_that_cannot_be_used_are_refused(model, tmp_path):
 def test_a_long_prompt_is_read_in_chunks(model, monkeypatch):
     prompt = "spikes " * 20
     whole = write(model, prompt, max_tokens=10, temperature=0)
-    monkeypatch.setattr("spikegpt.generation.PREFILL", 7)
+    monkeypatch.setattr("spikegpt.generation.decode.PREFILL", 7)
     assert write(model, prompt, max_tokens=10, temperature=0) == whole
 
 

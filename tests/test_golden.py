@@ -14,10 +14,10 @@ from torch import Tensor
 
 from spikegpt import ops
 from spikegpt.config import ModelConfig
-from spikegpt.loss import loss_fn
-from spikegpt.model import SpikeGPT
-from spikegpt.neurons import LIF
-from spikegpt.state import State
+from spikegpt.model.neurons import LIF
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.model.state import State
+from spikegpt.training.loss import loss_fn
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 MODELS = {

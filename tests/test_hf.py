@@ -28,7 +28,7 @@ from spikegpt.checkpoint import load_model, save_model
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.errors import UsageError, UserError
 from spikegpt.hf import AdaptThresholds, SpikeGPTConfig, SpikeGPTForCausalLM, StateCache
-from spikegpt.model import SpikeGPT
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer, CharTokenizer, train_bpe
 
 transformers.logging.set_verbosity_error()

@@ -19,9 +19,9 @@ from lm_eval.tasks import TaskManager
 from spikegpt.checkpoint import load_model, save_model
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.errors import UsageError
-from spikegpt.generation import generate_batch
+from spikegpt.generation.decode import generate_batch
 from spikegpt.lm_eval_adapter import SpikeGPTLM, main
-from spikegpt.model import SpikeGPT
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 HERE = Path(__file__).parent

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from spikegpt.config import ModelConfig, TrainConfig, preset
-from spikegpt.memory import advise, block_bytes, count_parameters, is_out_of_memory, training_memory
-from spikegpt.model import SpikeGPT
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.training.memory import advise, block_bytes, count_parameters, is_out_of_memory, training_memory
 
 
 def kept(config, precision):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from spikegpt.config import ModelConfig, TrainConfig
-from spikegpt.loss import loss_fn
-from spikegpt.model import SpikeGPT
-from spikegpt.optim import lr_at, make_optimizer, param_groups
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.training.loss import loss_fn
+from spikegpt.training.optim import lr_at, make_optimizer, param_groups
 
 
 @pytest.mark.parametrize("spikes", ["after", "none", "before"])

@@ -15,9 +15,11 @@ from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.convert import convert
 from spikegpt.engine import EventModel, pack, run
 from spikegpt.engine.integers import GROUP, IntegerModel
-from spikegpt.engine.pack import PACKED, read
+from spikegpt.engine.packed import PACKED, read
 from spikegpt.errors import UsageError, UserError
-from spikegpt.model import Linear, SpikeGPT
+from spikegpt.loading import load
+from spikegpt.model.layers import Linear
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 
@@ -158,26 +160,26 @@ def test_another_models_config_is_found(saved: Path) -> None:
 def test_load_takes_packed_directories(saved: Path) -> None:
     out = pack(saved)
     ids = torch.randint(256, (1, 6))
-    engine = checkpoint.load(out)
+    engine = load(out)
     assert isinstance(engine, EventModel)
     with torch.inference_mode():
-        float_model = checkpoint.load(out, engine="float")
+        float_model = load(out, engine="float")
         assert torch.allclose(float_model(ids)[0], engine(ids)[0], atol=1e-4)
     assert isinstance(float_model, SpikeGPT)
     assert float_model.tokenizer is not None
-    assert isinstance(checkpoint.load(saved, engine="event"), EventModel)
-    assert isinstance(checkpoint.load(saved), SpikeGPT)
+    assert isinstance(load(saved, engine="event"), EventModel)
+    assert isinstance(load(saved), SpikeGPT)
     with pytest.raises(UsageError, match="'int' is not one of auto, float, event"):
-        checkpoint.load(saved, engine="int")
+        load(saved, engine="int")
     with pytest.raises(UsageError, match="not event-driven"):
-        checkpoint.load("tiny", engine="event")
+        load("tiny", engine="event")
 
 
 @pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
 def test_without_the_engine_a_packed_model_runs_in_floats(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = pack(saved)
     monkeypatch.setattr(run, "MISSING", "no compiler")
-    model = checkpoint.load(out)
+    model = load(out)
     assert isinstance(model, SpikeGPT) and model.config.spikes == "before"
 
 

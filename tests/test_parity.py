@@ -17,8 +17,8 @@ from torch import Tensor
 from spikegpt.checkpoint import load_model
 from spikegpt.config import ModelConfig
 from spikegpt.convert import convert
-from spikegpt.model import SpikeGPT
-from spikegpt.state import State
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.model.state import State
 
 TINY = SHARED / "data" / "rwkv4-tiny"
 CONFIG = ModelConfig(n_layer=7, n_embd=32, vocab_size=50, spikes="none")

@@ -7,8 +7,8 @@ import torch
 import training
 
 from spikegpt.config import ModelConfig
-from spikegpt.model import SpikeGPT
-from spikegpt.neurons import LIF
+from spikegpt.model.neurons import LIF
+from spikegpt.model.spikegpt import SpikeGPT
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,9 @@ def final_loss(out, corpus, spikes, precision, seed):
     return last
 
 
-@pytest.mark.parametrize(("spikes", "seeds"), [("after", 1), ("none", 1), ("before", 4)])
+@pytest.mark.parametrize(("spikes", "seeds"), [("after", 4), ("none", 1), ("before", 4)])
 def test_bf16_costs_at_most_one_percent(tmp_path, corpus, spikes, seeds):
-    """It may end lower: event neurons follow their own thresholds, and 120 steps differ by 4% either way from seed to seed."""
+    """On average over seeds: where a membrane decides, 120 steps differ by up to 4% either way from seed to seed."""
     full, half = (
         sum(final_loss(tmp_path / f"{precision}{seed}", corpus, spikes, precision, seed) for seed in range(seeds))
         for precision in ("no", "bf16")

@@ -12,12 +12,13 @@ import pytest
 import torch
 import training
 
-from spikegpt.checkpoint import load, read_checkpoint
-from spikegpt.data import TokenFile
+from spikegpt.checkpoint import read_checkpoint
+from spikegpt.data.batches import Streams
+from spikegpt.data.token_file import TokenFile
 from spikegpt.errors import UsageError, UserError
-from spikegpt.objective import Objective
-from spikegpt.shares import read_shares
-from spikegpt.streams import Streams
+from spikegpt.loading import load
+from spikegpt.training.objective import Objective
+from spikegpt.training.sharding import read_shares
 
 several = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost is tested on Linux and macOS")
 STILL = {"dropout": 0.0}
@@ -139,7 +140,7 @@ def test_streams_longer_than_the_text(corpus):
 def test_a_carried_state_is_what_one_long_batch_would_have(tmp_path, corpus):
     """And it keeps nothing of the batch before alive: memory does not grow with the length of a stream."""
     from spikegpt.config import ModelConfig, TrainConfig
-    from spikegpt.model import SpikeGPT
+    from spikegpt.model.spikegpt import SpikeGPT
 
     model = SpikeGPT(ModelConfig(**{**training.MODEL, "dropout": 0.0}))
     objective = Objective(model, TrainConfig(carry_state=True, logit_penalty=0.0), None)

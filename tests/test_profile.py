@@ -9,14 +9,16 @@ from tiny import SPIKES, make_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikegpt import energy, operations, ops
+from spikegpt import ops
 from spikegpt.checkpoint import save_model
 from spikegpt.cli import main
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.errors import UsageError, UserError
-from spikegpt.model import SpikeGPT
-from spikegpt.neurons import EventNeuron
-from spikegpt.profiling import ProductCounter, Profile, profile
+from spikegpt.model.neurons import EventNeuron
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.profiling import elementwise as operations
+from spikegpt.profiling import energy
+from spikegpt.profiling.counts import ProductCounter, Profile, profile
 
 TEXT = "def spike(x):\n    return x >= 1\n" * 8
 IDS = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int64)[:48]

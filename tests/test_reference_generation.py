@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UsageError
-from spikegpt.model import SpikeGPT
-from spikegpt.reference_generation import reference_generation, rescaled
+from spikegpt.generation.published import reference_generation, rescaled
+from spikegpt.model.spikegpt import SpikeGPT
 
 LAYERS, CHANNELS, TOKENS = 13, 32, 40
 

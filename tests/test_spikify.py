@@ -11,17 +11,18 @@ import torch
 import training
 from tiny import make_model
 
-from spikegpt import loss
 from spikegpt.checkpoint import load_model, save_model
 from spikegpt.config import EventConfig, ModelConfig, TrainConfig
-from spikegpt.data import TokenFile, Windows
+from spikegpt.data.batches import Windows
+from spikegpt.data.token_file import TokenFile
 from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import evaluate
-from spikegpt.meter import SpikeMeter
-from spikegpt.model import SpikeGPT
-from spikegpt.objective import Objective
-from spikegpt.spikify import calibrate, event_driven, spikify
+from spikegpt.model.meter import SpikeMeter
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
+from spikegpt.training import loss
+from spikegpt.training.objective import Objective
+from spikegpt.training.spikify import calibrate, event_driven, spikify
 
 TEXT = "\n\n\n".join(f"{n} sheep and {n + 1} goats make {2 * n + 1} animals." for n in range(400))
 SHAPE = {"n_layer": 2, "n_embd": 32, "context": 32, "dropout": 0.0, "spikes": "none"}
@@ -117,7 +118,7 @@ def test_thresholds_are_set_for_the_activity_at_the_start(twin: Path) -> None:
 def test_another_model_teaches(twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path / "teacher", make_model("after"), ByteTokenizer())
     seen = []
-    monkeypatch.setattr("spikegpt.spikify.fit", lambda *_, teacher, **__: seen.append(teacher))
+    monkeypatch.setattr("spikegpt.training.spikify.fit", lambda *_, teacher, **__: seen.append(teacher))
     how = {"data": [twin / "text.txt"], "cache": tmp_path, "progress": False}
     spikify(twin / "run", tmp_path / "a", **how, teacher=tmp_path / "teacher")
     spikify(twin / "run", tmp_path / "b", **how)

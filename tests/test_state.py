@@ -10,8 +10,8 @@ from tiny import make_model
 
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.errors import UserError
-from spikegpt.model import SpikeGPT
-from spikegpt.state import State
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.model.state import State
 
 IDS = torch.tensor([list(b"It was"), list(b"a dark")])
 

@@ -17,10 +17,10 @@ from tiny import make_model
 from spikegpt.cli import main
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.errors import UserError
-from spikegpt.model import SpikeGPT
-from spikegpt.neurons import Neuron
+from spikegpt.model.neurons import Neuron
+from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.profiling.trace import parse_layers, texts, trace
 from spikegpt.tokenizer import ByteTokenizer
-from spikegpt.trace import parse_layers, texts, trace
 
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen."
 
@@ -148,9 +148,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 _MEASURE = """
 import json, sys
 from spikegpt.config import ModelConfig
-from spikegpt.model import SpikeGPT
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
-from spikegpt.trace import trace
+from spikegpt.profiling.trace import trace
 
 def status(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024

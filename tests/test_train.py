@@ -14,13 +14,14 @@ import torch
 import training
 from safetensors.torch import load_file
 
-from spikegpt.checkpoint import latest_checkpoint, load, load_model
-from spikegpt.data import prepare
+from spikegpt.checkpoint import latest_checkpoint, load_model
+from spikegpt.data.tokens import prepare
 from spikegpt.errors import UsageError, UserError
-from spikegpt.interrupt import Stop
-from spikegpt.progress import MetricsLog
+from spikegpt.loading import load
 from spikegpt.tokenizer import ByteTokenizer
-from spikegpt.train import Run
+from spikegpt.training.interrupt import Stop
+from spikegpt.training.loop import Run
+from spikegpt.training.progress import MetricsLog
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_figures_are_counted(tmp_path, corpus):
 
 def test_accumulation_is_a_larger_batch(tmp_path, corpus, monkeypatch):
     """The same windows in two halves or at once; only the order of additions differs."""
-    from spikegpt import train as module
+    from spikegpt.training import loop as module
 
     whole, _ = training.run(tmp_path / "a", corpus, model={"dropout": 0.0}, train={"steps": 3})
     windows = module.Windows
@@ -391,7 +392,7 @@ def test_tensorboard_gets_every_figure(tmp_path, monkeypatch):
         def close(self):
             told.append("closed")
 
-    monkeypatch.setattr("spikegpt.progress.summary_writer_class", lambda: Writer)
+    monkeypatch.setattr("spikegpt.training.progress.summary_writer_class", lambda: Writer)
     log = MetricsLog(tmp_path, 4, tensorboard=True)
     log.write({"step": 5, "loss": 1.5, "spike_rate": None})
     log.close()

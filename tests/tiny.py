@@ -3,7 +3,7 @@
 import torch
 
 from spikegpt.config import ModelConfig
-from spikegpt.model import SpikeGPT
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 SPIKES = ("after", "none", "before")

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from spikegpt.config import ModelConfig, TrainConfig
-from spikegpt.data import Corpus, TokenFile, prepare
-from spikegpt.model import SpikeGPT
+from spikegpt.data.token_file import TokenFile
+from spikegpt.data.tokens import Corpus, prepare
+from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
-from spikegpt.train import fit
+from spikegpt.training.loop import fit
 
 MODEL = {"n_layer": 2, "n_embd": 32, "context": 32, "dropout": 0.1}
 TRAIN = {

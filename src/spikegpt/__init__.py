@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import load as load
     from .checkpoint import save_model as save_model
     from .config import EventConfig as EventConfig
     from .config import ModelConfig as ModelConfig
@@ -26,23 +25,23 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .generation import generate as generate
     from .generation import generate_batch as generate_batch
-    from .meter import SpikeMeter as SpikeMeter
+    from .loading import load as load
     from .model import SpikeGPT as SpikeGPT
-    from .recipe import train_on as train_on
-    from .state import State as State
+    from .model import SpikeMeter as SpikeMeter
+    from .model import State as State
+    from .training.recipe import train_on as train_on
 
     __version__: str
 
 _HOMES = {
-    "checkpoint": ("load", "save_model"),
+    "checkpoint": ("save_model",),
     "config": ("EventConfig", "ModelConfig", "TrainConfig", "preset"),
     "errors": ("UsageError", "UserError"),
     "evaluation": ("Evaluation", "evaluate"),
     "generation": ("generate", "generate_batch"),
-    "meter": ("SpikeMeter",),
-    "model": ("SpikeGPT",),
-    "recipe": ("train_on",),
-    "state": ("State",),
+    "loading": ("load",),
+    "model": ("SpikeGPT", "SpikeMeter", "State"),
+    "training.recipe": ("train_on",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

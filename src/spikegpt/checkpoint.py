@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import hub
-from .config import PRESETS, ConfigError, ModelConfig, preset
+from .config import ConfigError, ModelConfig
 from .errors import UsageError, UserError
 from .files import cannot_write, write_readable
-from .model import SpikeGPT
-from .tokenizer import ByteTokenizer, load_tokenizer
+from .model.spikegpt import SpikeGPT
+from .tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -37,59 +37,7 @@ TRAINING_TENSORS, TRAINING = "training.safetensors", "training.json"
 CHECKPOINTS = "checkpoints"
 _MODEL_FILES = {WEIGHTS, CONFIG, TOKENIZER, *hub.FILES}
 
-ENGINES = ("auto", "float", "event")
-
 PathLike = str | os.PathLike[str]
-
-
-@overload
-def load(
-    name: PathLike | None = None,
-    *,
-    device: torch.device | str = "cpu",
-    backend: str = "auto",
-    engine: Literal["float"],
-) -> SpikeGPT: ...
-@overload
-def load(
-    name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto", engine: str = "auto"
-) -> Any: ...
-def load(
-    name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto", engine: str = "auto"
-) -> Any:
-    """The model called `name`, ready to generate, its tokenizer in `model.tokenizer`.
-
-    None is the small trained model inside the package. A directory is a saved or packed model, or a training run: its
-    finished model, else its latest complete checkpoint. A preset's name gives that shape untrained, over bytes.
-    engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
-    as a `SpikeGPT`; "auto" takes the first for packed models, if the engine is built here, and the second for all others.
-    """
-    if engine not in ENGINES:
-        raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
-    path = Path(__file__).parent / "shipped" if name is None else Path(name)
-    if name is None and not path.is_dir():
-        raise UserError(
-            f"this spikegpt came without its trained model; name a directory, or one of {', '.join(PRESETS)}"
-        )
-    if name is None or path.is_dir():
-        from .engine import EventModel
-        from .engine.pack import is_packed, unpack
-        from .engine.run import MISSING
-
-        path = resolve(path)
-        packed = is_packed(path)
-        if engine == "event" or (packed and engine == "auto" and not MISSING):
-            return EventModel.load(path)
-        return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)
-    if str(name) not in PRESETS:
-        mend = f"; if it is a checkpoint, convert it first: spikegpt convert {path} DIR" if path.is_file() else ""
-        raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {', '.join(PRESETS)}{mend}")
-    if engine == "event":
-        raise UsageError(f"the preset {name} is not event-driven; train it with --spikes before first")
-    tokenizer = ByteTokenizer()
-    model = SpikeGPT(preset(str(name), vocab_size=tokenizer.vocab_size), backend=backend)
-    model.tokenizer = tokenizer
-    return model.to(device).eval()
 
 
 def resolve(directory: Path) -> Path:

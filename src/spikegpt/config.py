@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .allocation import EMPHASIS
 from .errors import UsageError
 
 Spikes = Literal["after", "none", "before"]
@@ -21,6 +20,21 @@ Reset = Literal["hard", "soft"]
 Schedule = Literal["cosine", "wsd"]
 Optimizer = Literal["adamw", "adam"]
 Precision = Literal["no", "bf16", "fp16"]
+
+
+EMPHASIS = {
+    "att.key": 0.14,
+    "att.value": 0.28,
+    "att.receptance": 0.25,
+    "att.output": 0.07,
+    "ffn.key": 0.12,
+    "ffn.receptance": 0.07,
+    "ffn.value": 0.03,
+    "head": 0.35,
+}
+"""How often neurons in front of each kind of matrix fire, relative to the others, by default; see `model.allocation`.
+
+`ffn` stands for `ffnPre` too; only the ratios matter."""
 
 
 class ConfigError(UsageError):
@@ -90,7 +104,7 @@ class EventConfig:
     """Share of the weights meant to be read per token; thresholds follow it while training."""
     emphasis: dict[str, float] | None = None
     """Activity of each kind of matrix ("att.key", ..., "head"; 1 where none is given) relative to the others;
-    None: as measured, see `allocation`."""
+    None: `EMPHASIS`, as measured."""
     start_activity: float | None = None
     """Share that fires when training begins, from which `activity` is approached; None: `activity` from the start."""
     ramp: float = 0.5
@@ -243,7 +257,8 @@ class TrainConfig:
     distill: float = 0.0
     """Weight of a teacher's predictions in the loss, in [0, 1]; the text itself has the rest."""
     match: float = 0.0
-    """Weight of the distance from the residuals of a teacher of the same shape, added to the loss (see `loss.mismatch`)."""
+    """Weight of the distance from the residuals of a teacher of the same shape, added to the loss
+    (`training.loss.mismatch`)."""
     precision: Precision = "no"
     """Mixed precision of the matrix products: no (float32), bf16, fp16."""
     seed: int = 0

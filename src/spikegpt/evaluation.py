@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .corpus import PIECE, expand, pieces, read_documents
+from .data.corpus import PIECE, expand, pieces, read_documents
 from .errors import UsageError, UserError
-from .meter import SpikeMeter
+from .model.meter import SpikeMeter
 from .tokenizer import Tokenizer
 
 Report = Callable[[int, int], object]

@@ -22,12 +22,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import load
 from .errors import UsageError, UserError
 from .evaluation import evaluating, tokenizer_of
-from .generation import generate_batch, start_id
-from .ragged import read_rows
-from .state import State
+from .generation.decode import generate_batch, start_id
+from .loading import load
+from .model.ragged import read_rows
+from .model.state import State
 
 _T = TypeVar("_T")
 

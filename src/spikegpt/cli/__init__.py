@@ -86,7 +86,7 @@ def _run(args: list[str]) -> int:
         reason = error.strerror or str(error)
         return _complain(f"{error.filename}: {reason}" if error.filename else reason, 1)
     except (MemoryError, RuntimeError) as error:
-        from ..memory import is_out_of_memory
+        from ..training.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

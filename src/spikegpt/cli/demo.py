@@ -20,7 +20,7 @@ def demo(
 
     A tour of what there is, within two minutes.
     """
-    from .. import demo as tour
+    from ..cli import tour
     from .start import load_model
 
     tour.run(load_model(model, None, "auto", engine="auto"), prompt, max_tokens=max_tokens, seconds=seconds, seed=seed)

@@ -24,7 +24,7 @@ def draw(
 
     Tokens across, channels down, a panel for each layer.
     """
-    from .. import raster
+    from ..profiling import raster
     from .start import load_model
 
     spikes = raster.record(load_model(model, None, "auto"), text)

@@ -19,7 +19,8 @@ def profile(
     json: Json = False,
 ) -> None:
     """Count spikes, operations and energy while a model reads text: does the spiking save anything?"""
-    from .. import energy, profiling
+    from ..profiling import counts as profiling
+    from ..profiling import energy
     from .show import counting, print_json
     from .show_profile import print_profile
     from .start import load_model

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..generation import complete, generate
+from ..generation.decode import complete, generate
 
 
 def read_prompts(prompts: Sequence[str]) -> list[str]:

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from ..energy import LEFT_OUT, MEMORIES, TABLES, Accounting, accountings, answer, short
-from ..meter import LayerActivity
-from ..neurons import matrix_behind
-from ..operations import Operations
-from ..profiling import Profile, bytes_by_width
+from ..model.meter import LayerActivity
+from ..model.neurons import matrix_behind
+from ..profiling.counts import Profile, bytes_by_width
+from ..profiling.elementwise import Operations
+from ..profiling.energy import LEFT_OUT, MEMORIES, TABLES, Accounting, accountings, answer, short
 
 
 def print_profile(profile: Profile) -> None:

@@ -33,7 +33,7 @@ def spikify(
 ) -> None:
     """Turn a continuous model into an event-driven one, or an event-driven one to another activity."""
     from ..config import TrainConfig
-    from ..spikify import spikify as run
+    from ..training.spikify import spikify as run
     from .show import print_json
 
     config = TrainConfig(

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from .. import __version__, ops
-from ..checkpoint import load
 from ..errors import UsageError, UserError
+from ..loading import load
 
 
 def load_model(
     name: str | None, device: str | None, backend: str, reference_generation: bool = False, engine: str = "float"
 ) -> Any:
-    """The model of that name on a device that is here; None: a GPU if there is one. `engine` as in `checkpoint.load`."""
+    """The model of that name on a device that is here; None: a GPU if there is one. `engine` as in `loading.load`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
@@ -24,7 +24,7 @@ def load_model(
     model = load(name, device=device, backend=backend, engine=engine)
     if not reference_generation:
         return model
-    from ..reference_generation import reference_generation as as_published
+    from ..generation.published import reference_generation as as_published
 
     return as_published(model)
 

@@ -26,7 +26,7 @@ def trace(
     backend: Backend = "auto",
 ) -> None:
     """Write the spikes and membranes of a text to a file, in constant memory however long it is."""
-    from .. import trace as tracing
+    from ..profiling import trace as tracing
     from .show import print_table
     from .start import load_model
 

@@ -49,7 +49,7 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a model on text, or go on with a run."""
-    from ..recipe import train_on
+    from ..training.recipe import train_on
     from .show import print_json
 
     config = TrainConfig(**settings)

@@ -25,12 +25,12 @@ from ..checkpoint import (
     write_json,
 )
 from ..config import ModelConfig
-from ..engine.pack import is_packed
+from ..convert import published, rwkvcpp
+from ..engine.packed import is_packed
 from ..errors import UsageError, UserError
 from ..files import write_atomically
 from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from . import published, rwkvcpp
-from .layout import check, config_of, renamed
+from .names import check, config_of, renamed
 from .stored import read_safetensors, write_safetensors
 
 __all__ = ["KINDS", "Conversion", "convert"]

@@ -3,7 +3,7 @@
 `pack` writes such a model, `EventModel` runs it: called like a `SpikeGPT`, with the same states.
 """
 
-from .pack import pack
+from .packed import pack
 from .run import EventModel, Stream
 
 __all__ = ["EventModel", "Stream", "pack"]

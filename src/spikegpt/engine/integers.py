@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..errors import UsageError
-from ..model import SpikeGPT
+from ..model.spikegpt import SpikeGPT
 
 GROUP = 128
 """Inputs that share a scale where weights have 4 bits; a multiple of 64."""

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..errors import UsageError, UserError
-from ..meter import LayerActivity
-from ..model import SpikeGPT
-from ..neurons import matrix_behind
-from ..state import State
+from ..model.meter import LayerActivity
+from ..model.neurons import matrix_behind
+from ..model.spikegpt import SpikeGPT
+from ..model.state import State
 from ..tokenizer import Tokenizer
 from .integers import IntegerModel
-from .layout import Layout
-from .pack import is_packed, read
+from .packed import is_packed, read
+from .state_layout import Layout
 
 try:
     import spikegpt.engine._engine as _engine  # pyright: ignore[reportMissingImports] (built on installation)

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Cache
 
 from ..errors import UsageError
-from ..state import State
+from ..model.state import State
 
 
 class StateCache(Cache):

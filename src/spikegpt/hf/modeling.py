@@ -23,9 +23,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .. import hub
 from ..errors import UsageError, UserError
-from ..model import SpikeGPT
-from ..neurons import EventNeuron
-from ..ragged import Reader, read_masked
+from ..model.neurons import EventNeuron
+from ..model.ragged import Reader, read_masked
+from ..model.spikegpt import SpikeGPT
 from .cache import StateCache
 from .configuration import SpikeGPTConfig
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError, UserError
-from . import native, reference, triton
+from ..ops import native, reference, triton
 
 __all__ = [
     "BACKENDS", "available", "cross_entropy", "divergence", "dropout", "event", "gate", "gated_wkv", "lif", "lif_add", "linear",

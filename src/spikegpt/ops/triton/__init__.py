@@ -28,11 +28,11 @@ def _reason() -> str | None:
 MISSING = _reason()
 if MISSING is None:
     try:
-        from . import event as _event
-        from . import lif as _lif
-        from . import loss as _loss
-        from . import mix as _mix
-        from . import wkv as _wkv
+        from ..triton import event as _event
+        from ..triton import lif as _lif
+        from ..triton import loss as _loss
+        from ..triton import mix as _mix
+        from ..triton import wkv as _wkv
     except ImportError as error:
         MISSING = f"Triton cannot be imported ({error})"
 

@@ -1,0 +1,207 @@
+"""Text on disk, read as a stream of documents: plain or JSON lines, under gzip or xz, never wholly in memory."""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import gzip
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+from ..errors import UserError
+
+Errors = Literal["strict", "replace"]
+
+TEXT = (".txt", ".md", ".py", ".raw", ".tokens")
+JSON_LINES = (".jsonl",)
+PACKED: dict[str, Callable[[Path], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open}  # pyright: ignore[reportAssignmentType]
+SEPARATOR = "\n\n\n"
+LONGEST_DOCUMENT = 1 << 24
+"""Characters; a longer document is cut into several, so that none has to be wholly in memory."""
+PIECE = 1 << 16
+"""Characters given to a tokenizer at a time, so that one long document keeps every core busy."""
+
+_BLOCK = 1 << 20
+_BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)")
+
+
+class Document(NamedTuple):
+    """A stretch of text that belongs together."""
+
+    text: str
+    ends: bool
+    """Whether nothing of the same file follows that the text runs into."""
+
+
+def expand(paths: Iterable[str | Path] | str | Path) -> list[Path]:
+    """The files that files, folders (searched to the bottom) and glob patterns stand for, each once.
+
+    Folders and patterns give only files that can be read; hidden ones are left out. UserError: a path that does not
+    exist, a file of an unknown kind, nothing found.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+        for file in _expand_one(path):
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise UserError("no text was given: name files, folders or patterns")
+    return list(found.values())
+
+
+def documents(
+    paths: Iterable[str | Path] | str | Path, *, separator: str | None = SEPARATOR, errors: Errors = "strict"
+) -> Iterator[str]:
+    """The documents of the files, one after another; those of a text file join to exactly its text.
+
+    A `.txt` file is split after each `separator` (and the line ends that follow it), any other text file is one
+    document, and so is the key `text` of each line of a `.jsonl` file (with its line end). What is not UTF-8, or is
+    NUL, is a UserError that says where; with `errors="replace"` it becomes U+FFFD (and is counted as such in bytes).
+    """
+    for file in expand(paths):
+        for document in read_documents(file, separator=separator, errors=errors):
+            yield document.text
+
+
+def read_documents(path: Path, *, separator: str | None = SEPARATOR, errors: Errors = "strict") -> Iterator[Document]:
+    """The documents of one file, as `documents` describes."""
+    try:
+        with open_raw(path) as stream:
+            if kind(path) in JSON_LINES:
+                yield from _json_documents(path, stream, errors)
+            else:
+                yield from _split(_decode(path, stream, errors), separator if kind(path) == ".txt" else None)
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged or cut short: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def kind(path: Path) -> str | None:
+    """The extension that says how a file is read, without a packer's; None: unknown."""
+    name = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    suffix = name.suffix.lower()
+    return suffix if suffix in TEXT + JSON_LINES else None
+
+
+def open_raw(path: Path) -> BinaryIO:
+    """The file's bytes, unpacked as they are read."""
+    unpack = PACKED.get(path.suffix.lower())
+    return unpack(path) if unpack else path.open("rb")
+
+
+def cut_between_words(text: str, limit: int) -> int:
+    """Where to cut a text of more than `limit` characters: before a lone space, at or before `limit`.
+
+    GPT-2's words begin with that space, so the two halves tokenise as the whole does. Where there is no such space
+    (at least in the second half) the cut is after a line end, or else at `limit`: the text still joins exactly.
+    """
+    for start in (max(limit - 4096, limit // 2), limit // 2):
+        spaces = [match.start() for match in _BETWEEN_WORDS.finditer(text, start, limit + 2) if match.start() <= limit]
+        if spaces:
+            return spaces[-1]
+    line_end = text.rfind("\n", limit // 2, limit)
+    return line_end + 1 if line_end >= 0 else limit
+
+
+def pieces(text: str, limit: int) -> Iterator[str]:
+    """The text in pieces of at most `limit` characters, cut where tokenisation does not notice."""
+    start = 0
+    while len(text) - start > limit:
+        end = start + cut_between_words(text[start : start + limit + 2], limit)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _expand_one(path: Path) -> list[Path]:
+    if path.is_file():
+        if kind(path) is None:
+            known = " ".join(TEXT + JSON_LINES)
+            raise UserError(f"{path} is of an unknown kind; readable are {known}, also under {' '.join(PACKED)}")
+        return [path]
+    if path.is_dir():
+        inside = (file for file in sorted(path.rglob("*")) if not _hidden(file.relative_to(path)))
+        return _readable(inside, f"no text in the folder {path}")
+    if glob.has_magic(str(path)):
+        matches = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))
+        return _readable(matches, f"nothing readable matches {path}")
+    raise UserError(f"{path} does not exist")
+
+
+def _readable(files: Iterable[Path], complaint: str) -> list[Path]:
+    found = [file for file in files if kind(file) and file.is_file()]
+    if not found:
+        raise UserError(f"{complaint}: looked for {' '.join(TEXT + JSON_LINES)}, also under {' '.join(PACKED)}")
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _decode(path: Path, stream: BinaryIO, errors: Errors) -> Iterator[str]:
+    """The text of the stream, block by block."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    read = 0
+    while True:
+        block = stream.read(_BLOCK)
+        waiting = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise _not_text(path, f"byte {read - waiting + error.start} is not UTF-8") from error
+        if "\0" in text:
+            if errors == "strict":
+                raise _not_text(path, f"byte {read + block.index(0)} is zero")
+            text = text.replace("\0", "\ufffd")
+        if text:
+            yield text
+        if not block:
+            return
+        read += len(block)
+
+
+def _not_text(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not text: {why}; leave the file out, or convert it to UTF-8")
+
+
+def _split(blocks: Iterable[str], separator: str | None) -> Iterator[Document]:
+    """Documents from the text of one file in blocks: cut after each separator, and at the longest length."""
+    # The line ends after a separator belong to it; one at the very end of what has been read may go on.
+    boundary = re.compile(re.escape(separator) + r"[\r\n]*(?=[^\r\n])") if separator else None
+    text = ""
+    for block in blocks:
+        searched = max(0, len(text) - len(separator or "") - 64)
+        text += block
+        start = 0
+        for match in boundary.finditer(text, searched) if boundary else ():
+            for piece in pieces(text[start : match.end()], LONGEST_DOCUMENT):
+                yield Document(piece, False)
+            start = match.end()
+        text = text[start:]
+        while len(text) > LONGEST_DOCUMENT + 1:
+            cut = cut_between_words(text, LONGEST_DOCUMENT)
+            yield Document(text[:cut], False)
+            text = text[cut:]
+    *begun, last = pieces(text, LONGEST_DOCUMENT)
+    for piece in begun:
+        yield Document(piece, False)
+    if last:
+        yield Document(last, True)
+
+
+def _json_documents(path: Path, stream: BinaryIO, errors: Errors) -> Iterator[Document]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line.decode("utf-8", errors))["text"]
+            text.encode()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f'line {number} of {path} is not a JSON object with a string under "text"') from error
+        yield from _split([text if text.endswith("\n") else text + "\n"], None)

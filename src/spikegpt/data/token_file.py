@@ -1,0 +1,99 @@
+"""Tokens on disk: written once, then mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..tokenizer import Tokenizer
+from .corpus import Document
+
+
+class TokenFile:
+    """Tokens on disk: `NAME.bin` (uint16 or uint32, little-endian) beside `NAME.json`, which describes them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            about = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
+            self.n_tokens = int(about["tokens"])
+            """Tokens in the file, N."""
+            self.n_bytes = int(about["bytes"])
+            """Bytes of the raw UTF-8 text that they stand for."""
+            self.n_documents = int(about["documents"])
+            """Documents, or parts of them, in the file."""
+            self.hash = str(about["hash"])
+            """16 hex digits of the tokens' SHA-256."""
+            self.tokenizer = str(about["tokenizer"])
+            """`Tokenizer.digest` of the tokenizer that made them."""
+            self._dtype = np.dtype(about["dtype"]).newbyteorder("<")
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise UserError(f"cannot read the token file {self.path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path.with_suffix('.json')} does not describe a token file") from error
+        if size != self.n_tokens * self._dtype.itemsize:
+            raise UserError(f"the token file {self.path} is cut short; delete its folder and prepare the text again")
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """The ids, a read-only memory map [N]."""
+        if self.n_tokens == 0:
+            return np.empty(0, self._dtype)
+        return np.memmap(self.path, self._dtype, mode="r")
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+
+class TokenWriter:
+    """Appends documents to a token file; its description is written at the end."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+        self._path = path
+        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._tokenizer = tokenizer
+        self._hash = hashlib.sha256()
+        self._tokens = self._bytes = self._documents = 0
+
+    def __enter__(self) -> TokenWriter:
+        self._file = self._path.open("wb")
+        return self
+
+    def add(self, document: Document, ids: list[np.ndarray]) -> int:
+        """Writes the document's ids, and the end token where its file ends; returns its bytes."""
+        if document.ends and self._tokenizer.eos_id is not None:
+            ids = [*ids, np.array([self._tokenizer.eos_id])]
+        raw = np.concatenate(ids).astype(self._dtype).tobytes()
+        self._file.write(raw)
+        self._hash.update(raw)
+        self._tokens += len(raw) // self._dtype.itemsize
+        self._bytes += (size := len(document.text.encode()))
+        self._documents += 1
+        return size
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failed is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._describe()
+        finally:
+            self._file.close()
+
+    def _describe(self) -> None:
+        about = {
+            "tokens": self._tokens,
+            "bytes": self._bytes,
+            "documents": self._documents,
+            "dtype": f"uint{self._dtype.itemsize * 8}",
+            "hash": self._hash.hexdigest()[:16],
+            "tokenizer": self._tokenizer.digest,
+        }
+        self._path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

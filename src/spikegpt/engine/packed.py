@@ -1,0 +1,104 @@
+"""A packed model on disk: `config.json`, `tokenizer.json` and `packed.safetensors`, the matrices in small integers.
+
+The file is plain safetensors: one input's weights lie together (matrices are stored [inputs, outputs]). Its metadata has
+the version of the layout and a SHA-256 of the data, so that a damaged file is found before it talks nonsense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .. import checkpoint
+from ..errors import UsageError, UserError
+from ..files import write_readable
+from ..model.spikegpt import SpikeGPT
+from ..tokenizer import Tokenizer, load_tokenizer
+from .integers import IntegerModel, check_event_driven
+
+PACKED = "packed.safetensors"
+VERSION = 1
+"""Of the layout of `PACKED`; another one is refused."""
+
+PathLike = str | os.PathLike[str]
+
+
+def pack(directory: PathLike, out: PathLike | None = None, *, bits: int = 8, force: bool = False) -> Path:
+    """Write the event-driven model in `directory` with `bits`-bit weights (8 or 4), by default beside it; returns where.
+
+    A model whose neurons do not stand before the matrices is a UsageError that says what can be done instead, and so is
+    a directory that exists, unless `force`.
+    """
+    source = checkpoint.resolve(Path(directory))
+    if is_packed(source):
+        raise UsageError(f"{directory} is packed already; pack the model that it was made from")
+    check_event_driven(checkpoint.read_config(source))
+    model = checkpoint.load_model(source)
+    assert model.tokenizer is not None
+    target = Path(directory).with_name(f"{Path(directory).resolve().name}-{bits}bit") if out is None else Path(out)
+    if checkpoint.names_to_replace(target, force) and not is_packed(target):
+        raise UsageError(f"{target} holds something else than a packed model; choose another directory")
+    write(target, IntegerModel.of(model, bits), model.tokenizer)
+    return target
+
+
+def write(directory: Path, packed: IntegerModel, tokenizer: Tokenizer) -> None:
+    """Write a packed model's directory, all of it or nothing."""
+
+    def fill(inside: Path) -> None:
+        tokenizer.save(inside)
+        checkpoint.write_json(inside / checkpoint.CONFIG, checkpoint.describe(packed.config))
+        metadata = {"packed": str(VERSION), "bits": str(packed.bits), "sha256": _digest(packed.arrays)}
+        write_readable(inside / PACKED, lambda file: save_file(packed.arrays, file, metadata))
+
+    checkpoint.write_directory(directory, fill)
+
+
+def is_packed(directory: Path) -> bool:
+    """Whether `directory` holds a packed model."""
+    return (directory / PACKED).is_file()
+
+
+def read(directory: Path) -> tuple[IntegerModel, Tokenizer]:
+    """Read a packed model's directory; a UserError says in one line what is wrong with it."""
+    config = checkpoint.read_config(directory)
+    tokenizer = load_tokenizer(directory)
+    path = directory / PACKED
+    if not path.is_file():
+        raise UserError(f"{directory} is not a packed model: it has no {PACKED}; make one with `spikegpt pack`")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("packed") != str(VERSION):
+                found = metadata.get("packed", "none")
+                raise UserError(
+                    f"{path} has layout version {found}, this spikegpt reads {VERSION}: pack the model again"
+                )
+            arrays: dict[str, np.ndarray] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or not a packed model ({error}); get it or pack it again") from None
+    if metadata.get("sha256") != _digest(arrays):
+        raise UserError(f"{path} is damaged: its checksum does not match; get it or pack it again")
+    return IntegerModel(config, int(metadata["bits"]), arrays), tokenizer
+
+
+def unpack(directory: Path) -> SpikeGPT:
+    """The float model with a packed model's weights, its tokenizer in `model.tokenizer`."""
+    packed, tokenizer = read(directory)
+    model = packed.dequantise()
+    model.tokenizer = tokenizer
+    return model
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes and data, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()

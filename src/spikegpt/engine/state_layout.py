@@ -1,0 +1,86 @@
+"""Where each part of a model's state lies in the engine's one row of floats.
+
+A `State` made here is a tree of views into such rows [B, size]: handing it back to the engine costs no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import UserError
+from ..model.state import BlockState, MixState, State
+
+_TIME = ("key", "value", "receptance", "output")
+_CHANNEL = ("key", "receptance", "value")
+
+
+class Layout:
+    """The state's tensors in the order of `State.named`, with their places."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert config.event is not None
+        self._config = config
+        self._remembers = config.event.has_membrane
+        names = list(self._parts())
+        self._widths = [width for _, width in names]
+        self.size = sum(self._widths)
+        """Floats in the state of one sequence."""
+        self.offsets: dict[str, int] = {}
+        """Where each tensor of the state begins."""
+        at = 0
+        for name, width in names:
+            self.offsets[name] = at
+            at += width
+
+    def empty(self, batch_size: int) -> Tensor:
+        """Rows [B, size] of the state before any token."""
+        rows = torch.zeros(batch_size, self.size)
+        channels = self._config.n_embd
+        for name, at in self.offsets.items():
+            if name.endswith(".wkv"):
+                rows[:, at + 2 * channels : at + 3 * channels] = -1e38
+        return rows
+
+    def view(self, rows: Tensor) -> State:
+        """rows [B, size] as a `State`, without a copy."""
+        parts = iter(rows.split(self._widths, dim=1))
+        batch, channels = len(rows), self._config.n_embd
+
+        def mix(is_time: bool) -> MixState:
+            shift = next(parts)
+            wkv = next(parts).view(batch, 3, channels) if is_time else None
+            sites = (_TIME if is_time else _CHANNEL) if self._remembers else ()
+            return MixState(shift, wkv, {site: next(parts) for site in sites})
+
+        blocks = tuple(BlockState(mix(self._is_time(layer)), mix(False), {}) for layer in range(self._config.n_layer))
+        return State(blocks, {"head_neuron": next(parts)} if self._remembers else {})
+
+    def rows(self, state: State) -> Tensor:
+        """A new copy [B, size] of any state of this model."""
+        named = state.named()
+        if set(named) != set(self.offsets):
+            raise UserError("this state is of another model; begin without one, or load the model that wrote it")
+        parts = [named[name].detach().to("cpu", torch.float32).flatten(1) for name in self.offsets]
+        if [part.shape[1] for part in parts] != self._widths:
+            raise UserError("this state is of a model of another width; load the model that wrote it")
+        return torch.cat(parts, dim=1)
+
+    def _is_time(self, layer: int) -> bool:
+        return layer > 0 or self._config.architecture != "RWKV-ffnPre"
+
+    def _parts(self) -> Iterator[tuple[str, int]]:
+        channels = self._config.n_embd
+        for layer in range(self._config.n_layer):
+            for part, is_time in (("att", self._is_time(layer)), ("ffn", False)):
+                yield f"blocks.{layer}.{part}.shift", channels
+                if is_time:
+                    yield f"blocks.{layer}.{part}.wkv", 3 * channels
+                for site in (_TIME if is_time else _CHANNEL) if self._remembers else ():
+                    hidden = site == "value" and not is_time
+                    yield f"blocks.{layer}.{part}.neurons.{site}", self._config.hidden if hidden else channels
+        if self._remembers:
+            yield "head_neuron", channels

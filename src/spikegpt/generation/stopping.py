@@ -1,0 +1,46 @@
+"""Stop strings in a stream of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import UsageError
+
+
+class StopFilter:
+    """Passes text on until the first stop string; never any part of one.
+
+    Text that may be the beginning of a stop string is held back until it is known not to be.
+    """
+
+    def __init__(self, stop: str | Sequence[str]) -> None:
+        self._stop = [stop] if isinstance(stop, str) else list(stop)
+        if "" in self._stop:
+            raise UsageError("a stop string must not be empty")
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What is certain after more text; nothing once a stop string was found."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._release(min(found))
+        return self._release(len(self._held) - self._beginning())
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        return self._release(len(self._held))
+
+    def _release(self, count: int) -> str:
+        out, self._held = self._held[:count], self._held[count:]
+        return out
+
+    def _beginning(self) -> int:
+        """Length of the longest end of the held text with which a stop string begins."""
+        longest = min(len(self._held), max(map(len, self._stop), default=1) - 1)
+        ends = (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stop))
+        return next(ends, 0)

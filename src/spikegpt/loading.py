@@ -1,0 +1,75 @@
+"""From a name to a model that runs: the shipped one, a directory, a training run or a preset; in floats or in integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+
+from .checkpoint import PathLike, load_model, resolve
+from .config import PRESETS, ModelConfig, preset
+from .engine import EventModel, run
+from .engine.packed import is_packed, unpack
+from .errors import UsageError, UserError
+from .model.spikegpt import SpikeGPT
+from .tokenizer import ByteTokenizer
+
+ENGINES = ("auto", "float", "event")
+
+
+@overload
+def load(
+    name: PathLike | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    engine: Literal["float"],
+) -> SpikeGPT: ...
+@overload
+def load(
+    name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto", engine: str = "auto"
+) -> Any: ...
+def load(
+    name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto", engine: str = "auto"
+) -> Any:
+    """The model called `name`, ready to generate, its tokenizer in `model.tokenizer`.
+
+    None is the small trained model inside the package. A directory is a saved or packed model, or a training run: its
+    finished model, else its latest complete checkpoint. A preset's name gives that shape untrained, over bytes.
+    engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
+    as a `SpikeGPT`; "auto" takes the first for packed models, if the engine is built here, and the second for all others.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+    path = Path(__file__).parent / "shipped" if name is None else Path(name)
+    if name is None and not path.is_dir():
+        raise UserError(
+            f"this spikegpt came without its trained model; name a directory, or one of {', '.join(PRESETS)}"
+        )
+    if name is None or path.is_dir():
+        path = resolve(path)
+        packed = is_packed(path)
+        if engine == "event" or (packed and engine == "auto" and not run.MISSING):
+            return EventModel.load(path)
+        return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)
+    if str(name) not in PRESETS:
+        mend = f"; if it is a checkpoint, convert it first: spikegpt convert {path} DIR" if path.is_file() else ""
+        raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {', '.join(PRESETS)}{mend}")
+    if engine == "event":
+        raise UsageError(f"the preset {name} is not event-driven; train it with --spikes before first")
+    tokenizer = ByteTokenizer()
+    model = SpikeGPT(preset(str(name), vocab_size=tokenizer.vocab_size), backend=backend)
+    model.tokenizer = tokenizer
+    return model.to(device).eval()
+
+
+def load_teacher(directory: PathLike, student: ModelConfig) -> SpikeGPT:
+    """The model in `directory`, whose predictions another of the same vocabulary is to learn."""
+    teacher = load(str(directory), engine="float")
+    if teacher.config.vocab_size != student.vocab_size:
+        raise UsageError(
+            f"the teacher {directory} has {teacher.config.vocab_size} tokens, the model {student.vocab_size}; "
+            "a teacher must have the same tokenizer"
+        )
+    return teacher

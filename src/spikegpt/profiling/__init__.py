@@ -1,0 +1,1 @@
+"""Counting what a model does, from execution: events, operations, energy, traces and pictures of spikes."""

@@ -1,0 +1,135 @@
+"""What a training run must remember to go on to the very same weights: optimiser, random state, data position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..checkpoint import CHECKPOINTS, WEIGHTS, latest_checkpoint, load_weights, read_checkpoint, read_config
+from ..config import TrainConfig
+from ..errors import UsageError, UserError
+from ..model.spikegpt import SpikeGPT
+from .optim import lr_at
+from .sharding import read_shares, share_of
+
+# Fields that may change from one part of a run to the next: none of them touches a weight.
+_FREE = {
+    "train.log_every", "train.eval_every", "train.eval_tokens", "train.save_every", "train.keep",
+    "train.recompute", "train.shard",
+}  # fmt: skip
+# Fields that shape the end of the schedule: they may change while no step taken would have been another.
+_ENDING = {"train.steps", "train.decay", "train.lr_min"}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name: `optimizer.head.weight.exp_avg`."""
+    return {
+        f"optimizer.{name}.{key}": value if isinstance(value, Tensor) else torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The reverse of `optimizer_tensors`, from whole tensors."""
+    names = {parameter: f"optimizer.{name}." for name, parameter in model.named_parameters()}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        index: {
+            key.removeprefix(names[parameter]): share_of(tensor, parameter)
+            for key, tensor in tensors.items()
+            if key.startswith(names[parameter])
+        }
+        for index, parameter in enumerate(ordered)
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
+    """torch's random state in every process, [processes, bytes], known to all of them."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return {
+        name: accelerator.gather(state[None].to(accelerator.device)).cpu()  # pyright: ignore[reportAttributeAccessIssue]
+        for name, state in states.items()
+    }
+
+
+def load_random(accelerator: Accelerator, tensors: dict[str, Tensor], seed: int) -> None:
+    """The reverse of `random_tensors`; another number of processes begins anew from `seed`."""
+    rank = accelerator.process_index
+    if len(tensors["random.cpu"]) != accelerator.num_processes:
+        torch.manual_seed(seed + rank)
+        return
+    torch.set_rng_state(tensors["random.cpu"][rank].clone())
+    if accelerator.device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"][rank].clone(), accelerator.device)
+
+
+def load_run(out: Path, model: SpikeGPT, described: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the latest checkpoint of the run in `out` into `model`; the trainer's tensors and values.
+
+    UsageError: there is none, or the run `described` is another than the one that wrote it.
+    """
+    path = latest_checkpoint(out)
+    if path is None:
+        raise UsageError(f"nothing to resume: {out / CHECKPOINTS} has no checkpoint; start without resume")
+    tensors, values = read_checkpoint(path)
+    # Settings that the run's version did not know have their defaults.
+    values["run"]["train"] = TrainConfig.from_dict(values["run"]["train"]).to_dict()
+    tensors |= read_shares(path)
+    _check_batch(out, values["run"], described)
+    before = _flat({**values["run"], "model": read_config(path).to_dict()})
+    now = _flat({**described, "model": model.config.to_dict()})
+    free = _FREE | {"processes", "train.batch_size"}  # together they are the batch
+    if _same_so_far(values["run"], described, values["step"]):
+        free |= _ENDING
+    for field in sorted(before.keys() | now.keys()):
+        if before.get(field) != now.get(field) and field not in free:
+            raise UsageError(
+                f"cannot resume {out}: {field} is {now.get(field)!r}, but the run began with {before.get(field)!r}; "
+                "keep it, or start a new run in another directory"
+            )
+    load_weights(model, path / WEIGHTS, device=next(model.parameters()).device)
+    return tensors, values
+
+
+def _check_batch(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run may go on in another number of processes if all of them together read the same batches."""
+    (was, old), (will, new) = ((run["processes"], run["train"]["batch_size"]) for run in (before, now))
+    if was * old == will * new:
+        return
+    mend = (
+        f"give batch_size {was * old // will}" if was * old % will == 0 else f"use a divisor of {was * old} processes"
+    )
+    raise UsageError(
+        f"cannot resume {out}: batch_size is {new} and processes is {will}, but the run began with {was} of batch_size "
+        f"{old}; {mend}, so that a step reads the same {was * old} sequences"
+    )
+
+
+def _same_so_far(before: dict[str, Any], now: dict[str, Any], steps: int) -> bool:
+    """Whether both schedules give the same learning rate at every step taken: a wsd run may be made longer in time."""
+    old, new = (TrainConfig.from_dict(run["train"]) for run in (before, now))
+    return new.steps >= steps and all(lr_at(step, old) == lr_at(step, new) for step in range(steps))
+
+
+def refuse_existing(out: Path) -> None:
+    """A new run never writes over another one."""
+    if latest_checkpoint(out) is not None or (out / WEIGHTS).exists():
+        raise UsageError(f"{out} already holds a training run; resume it, or choose another directory")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a directory; choose another place for the run")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat

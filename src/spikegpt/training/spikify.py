@@ -1,0 +1,157 @@
+"""From a continuous model (an RWKV-4) to an event-driven one, or on to less activity: thresholds, then a fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import EventConfig, ModelConfig, TrainConfig
+from ..convert import convert
+from ..data.batches import Windows
+from ..data.tokens import prepare
+from ..errors import UsageError
+from ..loading import load, load_teacher
+from ..model.layers import Linear
+from ..model.neurons import EventNeuron, matrix_behind
+from ..model.spikegpt import SpikeGPT
+from .loop import fit
+from .resume import refuse_existing
+
+PathLike = str | os.PathLike[str]
+
+START = 0.5
+"""Activity at which the fine-tuning begins."""
+ROUNDS = 40
+"""Batches over which thresholds settle before the fine-tuning."""
+
+
+def spikify(
+    source: PathLike,
+    out: PathLike,
+    *,
+    data: Sequence[PathLike],
+    activity: float = 0.15,
+    valid: Sequence[PathLike] = (),
+    event: EventConfig | None = None,
+    config: TrainConfig | None = None,
+    teacher: PathLike | None = None,
+    resume: bool = False,
+    cache: PathLike | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Make the continuous model `source` event-driven, into the run directory `out`; the run's last figures.
+
+    The weights are kept, a neuron is put in front of every matrix, its threshold set from `data`, and everything
+    fine-tuned with a teacher (`config.distill`, `config.match`) while the activity falls to `activity`. A `source` that
+    is event-driven already keeps its thresholds and goes on from its own activity.
+
+    Args:
+        source: directory of a model with spikes="none" or "before", or a file that `convert` reads.
+        activity: share of the weights to be read per token, in (0, 1].
+        event: everything else about the neurons.
+        config: the fine-tuning; by default 500 steps that learn nine parts from the teacher's predictions and one from
+            the text, and are drawn to the teacher's residuals.
+        teacher: directory of a model with the same tokenizer that is learnt from; None: the original, if it is continuous.
+        resume: go on with the fine-tuning in `out`; everything else must be given again.
+        data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
+    Raises:
+        UsageError: `source` has neurons after its mixes or no teacher, or `data` is shorter than a context.
+    """
+    if not resume:
+        refuse_existing(Path(out))
+    original = _read(Path(source))
+    before = original.config.event
+    if before is not None and teacher is None:
+        raise UsageError(
+            f"{source} is event-driven already; give the continuous model that it came from as the teacher"
+        )
+    event = event or EventConfig(start_activity=max(activity, before.activity if before else START))
+    event = dataclasses.replace(event, activity=activity)
+    tokenizer = original.tokenizer
+    if tokenizer is None:
+        raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
+    config = config or TrainConfig(steps=500, lr=2e-3, warmup=20, distill=0.9, match=2.0)
+    corpus = prepare(
+        [Path(path) for path in data], tokenizer, Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
+        valid_paths=[Path(path) for path in valid] or None, progress=progress,
+    )  # fmt: skip
+    student = event_driven(original, event)
+    taught_by = original if teacher is None else load_teacher(teacher, student.config)
+    if not resume and before is None:
+        torch.manual_seed(config.seed)
+        context = config.context or original.config.context
+        calibrate(student, original, Windows(corpus.train, config.batch_size, context, config.seed))
+    return fit(
+        student, tokenizer, corpus.train, corpus.valid, config, Path(out),
+        resume=resume, progress=progress, teacher=taught_by if config.distill or config.match else None,
+    )  # fmt: skip
+
+
+def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:
+    """A copy with a neuron in front of every matrix; thresholds are those of the model, or not set yet if it has none."""
+    fields = {**model.config.to_dict(), "spikes": "before", "event": event}
+    copy = SpikeGPT(ModelConfig.from_dict(fields))
+    copy.load_state_dict(model.state_dict(), strict=False)
+    copy.tokenizer = model.tokenizer
+    return copy
+
+
+@torch.no_grad()
+def calibrate(student: SpikeGPT, original: SpikeGPT, windows: Windows, rounds: int = ROUNDS) -> None:
+    """Set every threshold for the activity at the start: from what the original's matrices read, then from own firing."""
+    quantiles = _input_quantiles(student, original, windows.next_batch()[0])
+    for neuron, threshold in quantiles:
+        neuron.threshold.copy_(threshold)
+        neuron.unit.copy_(threshold / neuron.config.resolution)
+    student.train()
+    for _ in range(rounds):
+        student(windows.next_batch()[0])
+        student.after_step(0.0)
+
+
+def _input_quantiles(student: SpikeGPT, original: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
+    """Each neuron of the student, and what the wanted share of its matrix's inputs in the original is above."""
+    neurons = {
+        matrix_behind(name): module for name, module in student.named_modules() if isinstance(module, EventNeuron)
+    }
+    found: list[tuple[EventNeuron, Tensor]] = []
+
+    def watch(neuron: EventNeuron):
+        def hook(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            size = inputs[0].float().abs().flatten()
+            size = size[:: max(1, size.numel() // 2**20)]  # torch.quantile takes at most 2^24 values
+            found.append((neuron, torch.quantile(size, 1 - neuron.target(0.0)).clamp(min=1e-6)))
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(watch(neurons[name]))
+        for name, module in original.named_modules()
+        if isinstance(module, Linear)
+    ]
+    original(ids)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _read(source: Path) -> SpikeGPT:
+    if source.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            convert(source, Path(folder) / "model", kind="rwkv4")
+            return _read(Path(folder) / "model")
+    model = load(str(source), engine="float")
+    if model.config.spikes == "after":
+        raise UsageError(
+            f'{source} has spikes="after"; spikify starts from a continuous model '
+            "(an RWKV-4, or one trained with --spikes none) or an event-driven one"
+        )
+    model.config = dataclasses.replace(model.config, dropout=0.0)
+    return model.eval()
