@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "panels.h"
+
 namespace spikegpt::engine {
 
 namespace baseline {
@@ -31,9 +33,6 @@ std::vector<const Walk *> supported() {
 }
 
 namespace {
-
-int divide_up(int a, int b) { return (a + b - 1) / b; }
-int round_up(int a, int b) { return divide_up(a, b) * b; }
 
 const Walk *find(const std::string &name) {
   for (const Walk *walk : supported())
@@ -136,8 +135,8 @@ Site *Engine::add_site(const std::string &matrix, const std::string &neuron, con
   site->groups = static_cast<int>(scale->second.shape[0]);
   site->group_inputs = site->groups == 1 ? inputs : round_up(divide_up(inputs, site->groups), 64);
   site->counts = arena_.take<Counts>(1);
-  lay_out(*site, tensor(matrix + ".weight", found->second.type,
-                        {inputs, site->bits == 4 ? divide_up(outputs, 2) : outputs}));
+  lay_out(*site, tensor(matrix + ".weight", found->second.type, {inputs, site->bits == 4 ? divide_up(outputs, 2) : outputs}),
+          walk_->place, model_.threads, arena_);
   const float *scales = static_cast<const float *>(
       tensor(matrix + ".scale", Tensor::kFloat, {site->groups, outputs}).data);
   float *scaled = arena_.take<float>(static_cast<std::size_t>(site->groups) * site->padded);
@@ -147,55 +146,6 @@ Site *Engine::add_site(const std::string &matrix, const std::string &neuron, con
   sites_.push_back(std::move(site));
   names_.push_back(neuron);
   return sites_.back().get();
-}
-
-// Gives each part its blocks of outputs, in panels of nearly equal width.
-void Engine::lay_out(Site &site, const Tensor &weights) {
-  const int width = outputs_per_block(site.bits), blocks = divide_up(site.outputs, width), parts = model_.threads;
-  site.padded = blocks * width;
-  std::vector<Panel> panels;
-  int *panels_of = arena_.take<int>(parts + 1);
-  for (int part = 0; part < parts; ++part) {
-    const int begin = blocks * part / parts, count = blocks * (part + 1) / parts - begin;
-    const int pieces = divide_up(count, kPanelOutputs / width);
-    for (int piece = 0; piece < pieces; ++piece) {
-      const int first = begin + count * piece / pieces, last = begin + count * (piece + 1) / pieces;
-      panels.push_back({first * width, last - first, 0, nullptr});
-      fill(site, weights, panels.back());
-    }
-    panels_of[part + 1] = static_cast<int>(panels.size());
-  }
-  Panel *kept = arena_.take<Panel>(panels.size());
-  std::copy(panels.begin(), panels.end(), kept);
-  site.panels = kept;
-  site.panels_of = panels_of;
-}
-
-// From [input][output] to [input][stride], in the instruction set's order of outputs; padding is the offset, a zero.
-void Engine::fill(const Site &site, const Tensor &weights, Panel &panel) {
-  const int width = outputs_per_block(site.bits), last = std::min(panel.begin + panel.blocks * width, site.outputs);
-  int places[128];
-  for (int o = 0; o < width; ++o) places[o] = walk_->place(o);
-  panel.stride = 64 * (panel.blocks + (panel.blocks % 16 == 0));
-  const std::size_t size = static_cast<std::size_t>(site.inputs) * panel.stride;
-  uint8_t *rows = arena_.take<uint8_t>(size);
-  std::memset(rows, site.bits == 4 ? 0x88 : 0x80, size);
-  const int64_t columns = weights.shape[1];
-  for (int input = 0; input < site.inputs; ++input) {
-    uint8_t *row = rows + static_cast<std::size_t>(input) * panel.stride;
-    const uint8_t *source = static_cast<const uint8_t *>(weights.data) + input * columns;
-    for (int o = panel.begin; o < last; ++o) {
-      const int within = o - panel.begin, place = places[within % width];
-      uint8_t *to = row + within / width * 64 + place % 64;
-      if (site.bits == 8) {
-        *to = source[o] ^ 0x80;
-      } else {
-        const uint8_t value = source[o / 2] >> (o % 2 * 4) & 15;
-        *to = place < 64 ? (*to & 0xf0) | value : (*to & 0x0f) | value << 4;
-      }
-    }
-  }
-  panel.weights = rows;
 }
 
 Mix Engine::add_mix(const std::string &block, const std::string &part, const std::string &norm_name, bool is_time) {

@@ -11,15 +11,9 @@
 #include "arena.h"
 #include "model.h"
 #include "team.h"
+#include "tensor.h"
 
 namespace spikegpt::engine {
-
-// A tensor that Python keeps alive while the engine is built.
-struct Tensor {
-  enum Type { kFloat, kInt8, kUint8 } type;
-  std::vector<int64_t> shape;
-  const void *data;
-};
 
 struct Settings {
   int layers, channels, hidden, vocab;
@@ -29,7 +23,6 @@ struct Settings {
   std::string isa;  // "" for the best
 };
 
-using Tensors = std::map<std::string, Tensor>;
 using Layout = std::map<std::string, int64_t>;  // where the state keeps each of its tensors, in floats
 
 std::vector<const Walk *> supported();
@@ -61,8 +54,6 @@ class Engine {
   Norm norm(const std::string &name);
   Site *add_site(const std::string &matrix, const std::string &neuron, const std::string &membrane, int inputs,
                  int outputs, bool is_signed);
-  void lay_out(Site &site, const Tensor &weights);
-  void fill(const Site &site, const Tensor &weights, Panel &panel);
   Mix add_mix(const std::string &block, const std::string &part, const std::string &norm, bool is_time);
   void make_buffers();
   void read_part(int part);

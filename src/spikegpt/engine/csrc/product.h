@@ -1,5 +1,6 @@
 // Some outputs of a matrix times one token's events: reads the rows of active inputs, and no other weight.
-// Local to the translation unit, one version for each instruction set.
+// Local to the translation unit, one version for each instruction set. `Value`, which that unit says, is what a sum becomes
+// once it is multiplied by its scale: float, or int32_t.
 #pragma once
 
 #include <cstring>
@@ -22,10 +23,10 @@ struct Job {
   const uint32_t *input;
   const int8_t *value;
   int count, sum;
-  const float *scale;
-  float *out;
+  const Value *scale;
+  Value *out;
   bool add;     // to what an earlier group of inputs left in `out`
-  float *copy;  // where the first `copied` outputs finally belong, or null
+  Value *copy;  // where the first `copied` outputs finally belong, or null
   int copied;
 
   const uint8_t *row(int i) const { return weights + static_cast<size_t>(input[i]) * stride; }
@@ -72,12 +73,12 @@ SPIKEGPT_INLINE void begin(const Job &job) { prefetch_rows(job, 0, kAhead / (64 
 inline void finish(const Job &job, const int32_t *sums) {
   const int32_t correction = job.sum * job.site->offset;
   const int outputs = job.blocks * outputs_per_block(job.site->bits);
-  float *__restrict out = job.out;
-  const float *__restrict scale = job.scale;
+  Value *__restrict out = job.out;
+  const Value *__restrict scale = job.scale;
   if (job.add)
-    for (int o = 0; o < outputs; ++o) out[o] += static_cast<float>(sums[o] - correction) * scale[o];
+    for (int o = 0; o < outputs; ++o) out[o] += static_cast<Value>(sums[o] - correction) * scale[o];
   else
-    for (int o = 0; o < outputs; ++o) out[o] = static_cast<float>(sums[o] - correction) * scale[o];
+    for (int o = 0; o < outputs; ++o) out[o] = static_cast<Value>(sums[o] - correction) * scale[o];
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -124,11 +125,20 @@ SPIKEGPT_INLINE void add_rows(const uint8_t *const *rows, int at, __m512i events
   }
 }
 
+SPIKEGPT_INLINE void store_scaled(__m512i sum, const float *scale, bool add, float *out) {
+  __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(scale));
+  if (add) value = _mm512_add_ps(_mm512_loadu_ps(out), value);
+  _mm512_storeu_ps(out, value);
+}
+
+SPIKEGPT_INLINE void store_scaled(__m512i sum, const int32_t *scale, bool add, int32_t *out) {
+  __m512i value = _mm512_mullo_epi32(sum, _mm512_load_si512(scale));
+  if (add) value = _mm512_add_epi32(_mm512_loadu_si512(out), value);
+  _mm512_storeu_si512(out, value);
+}
+
 SPIKEGPT_INLINE void finish_vector(const Job &job, __m512i sum, __m512i correction, int at) {
-  __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, correction));
-  value = _mm512_mul_ps(value, _mm512_load_ps(job.scale + at));
-  if (job.add) value = _mm512_add_ps(_mm512_loadu_ps(job.out + at), value);
-  _mm512_storeu_ps(job.out + at, value);
+  store_scaled(_mm512_sub_epi32(sum, correction), job.scale + at, job.add, job.out + at);
 }
 
 // Few outputs: their sums stay in registers.

@@ -2,80 +2,17 @@
 // A part is a range of channels, in whole blocks: their norms, neurons, products and averages are done together, so that
 // threads need only wait for each other where all events, or all of the residual, are read.
 #include "elementwise.h"
-#include "product.h"
 
 namespace {
 
-inline uint64_t nonzero(const int8_t *events) {
-#if defined(__AVX512BW__)
-  const __m512i all = _mm512_load_si512(events);
-  return _mm512_test_epi8_mask(all, all);
-#elif defined(__AVX2__)
-  const __m256i zero = _mm256_setzero_si256();
-  const __m256i *halves = reinterpret_cast<const __m256i *>(events);
-  const uint32_t low = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_load_si256(halves), zero));
-  const uint32_t high = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_load_si256(halves + 1), zero));
-  return ~(static_cast<uint64_t>(high) << 32 | low);
-#else
-  uint64_t mask = 0;
-  for (int i = 0; i < 64; ++i) mask |= static_cast<uint64_t>(events[i] != 0) << i;
-  return mask;
-#endif
-}
+using Value = float;
+inline const float *scale_of(const Site &site) { return site.scale; }
 
-inline int lowest(uint64_t mask) {
-#if defined(__GNUC__)
-  return __builtin_ctzll(mask);
-#else
-  int bit = 0;
-  while (!(mask >> bit & 1)) ++bit;
-  return bit;
-#endif
-}
+}  // namespace
 
-// Lists the inputs of `site` that fired (or, in a dense engine, all of them), group by group.
-void gather(const Site &site, const int8_t *events, bool dense, const Events &list) {
-  int count = 0;
-  for (int group = 0; group < site.groups; ++group) {
-    list.begin[group] = count;
-    const int begin = group * site.group_inputs;
-    const int end = begin + site.group_inputs < site.inputs ? begin + site.group_inputs : site.inputs;
-    for (int base = begin; base < end; base += 64) {
-      uint64_t mask = nonzero(events + base);
-      if (dense) mask = end - base < 64 ? (uint64_t{1} << (end - base)) - 1 : ~uint64_t{0};
-      for (; mask; mask &= mask - 1, ++count) {
-        const int input = base + lowest(mask);
-        list.input[count] = static_cast<uint32_t>(input);
-        list.value[count] = events[input];
-      }
-    }
-    int sum = 0;
-    for (int i = list.begin[group]; i < count; ++i) sum += list.value[i];
-    list.sum[group] = sum;
-    for (; count % kRows; ++count) {
-      list.input[count] = list.input[count - 1];
-      list.value[count] = 0;
-    }
-  }
-  list.begin[site.groups] = count;
-}
+#include "products.h"
 
-void count(const Site &site, const int8_t *events, const Events &list, int levels) {
-  int active = 0, units = 0, saturated = 0;
-  for (int i = 0; i < list.begin[site.groups]; ++i) {
-    const int size = list.value[i] < 0 ? -list.value[i] : list.value[i];
-    active += size != 0;
-    units += size;
-    saturated += size == levels;
-  }
-  Counts &counts = *site.counts;
-  ++counts.steps;
-  counts.active += active;
-  counts.units += units;
-  counts.saturated += saturated;
-  if (counts.fired)
-    for (int i = 0; i < site.inputs; ++i) counts.fired[i] += events[i] != 0;
-}
+namespace {
 
 struct Range {
   int begin, end;
@@ -86,7 +23,12 @@ struct Range {
 class Walker {
  public:
   Walker(Model &model, Worker &worker, const Pass &pass, const Share &share, uint64_t first)
-      : model_(model), worker_(worker), pass_(pass), share_(share), section_(first - 1) {}
+      : model_(model),
+        worker_(worker),
+        pass_(pass),
+        share_(share),
+        section_(first - 1),
+        products_(worker, worker.scratch, pass.tokens, model.dense, static_cast<int>(model.levels)) {}
 
   uint64_t run() {
     section([this](int part) { embed(part); });
@@ -159,67 +101,6 @@ class Walker {
     std::memcpy(shift + own.begin, last + own.begin, sizeof(float) * (own.end - own.begin));
   }
 
-  // Lists the events of every token into a slot, once for all parts that this thread does of the section.
-  void list(const Site &site, int slot, int part) {
-    const bool listed = worker_.listed[slot] == section_;
-    worker_.listed[slot] = section_;
-    for (int t = 0; t < pass_.tokens; ++t) {
-      const int8_t *events = site.events + static_cast<int64_t>(t) * site.stride;
-      const Events &into = worker_.lists[slot][t];
-      if (!listed) gather(site, events, model_.dense, into);
-      if (part == 0) count(site, events, into, static_cast<int>(model_.levels));
-    }
-  }
-
-  // Runs the job before this one, now that it is known what to fetch meanwhile.
-  void submit(const Job &job) {
-    if (waiting_)
-      carry_out(&job);
-    else
-      begin(job);
-    job_ = job;
-    waiting_ = true;
-  }
-
-  void flush() {
-    if (waiting_) carry_out(nullptr);
-    waiting_ = false;
-  }
-
-  void carry_out(const Job *next) {
-    product(job_, next);
-    if (job_.copy) std::memcpy(job_.copy, job_.out, sizeof(float) * job_.copied);
-  }
-
-  // A part of a product, for the tokens from `first` on; row t of the outputs begins at out + t * stride.
-  // One token goes through whole panels, several through a few blocks at a time that stay in the cache.
-  void multiply(const Site &site, int slot, int part, float *out, int64_t stride, int first = 0) {
-    const bool together = pass_.tokens - first > 1;
-    for (int p = site.panels_of[part]; p < site.panels_of[part + 1]; ++p) {
-      const Panel &panel = site.panels[p];
-      const int step = together ? narrow_blocks(site.bits) : panel.blocks;
-      for (int block = 0; block < panel.blocks; block += step) {
-        const int blocks = panel.blocks - block < step ? panel.blocks - block : step;
-        for (int t = first; t < pass_.tokens; ++t)
-          multiply_blocks(site, panel, block, blocks, worker_.lists[slot][t], out + t * stride, stride);
-      }
-    }
-  }
-
-  // Where the outputs of the last block would pass the end of the row they go by way of the scratch.
-  void multiply_blocks(const Site &site, const Panel &panel, int block, int blocks, const Events &events, float *out,
-                       int64_t stride) {
-    const int width = outputs_per_block(site.bits), at = panel.begin + block * width;
-    const bool by_scratch = at + blocks * width > stride;
-    for (int group = 0; group < site.groups; ++group) {
-      const int from = events.begin[group];
-      const bool last = by_scratch && group == site.groups - 1;
-      submit({&site, panel.weights + 64 * block, panel.stride, blocks, events.input + from, events.value + from,
-              events.begin[group + 1] - from, events.sum[group], site.scale + static_cast<int64_t>(group) * site.padded + at,
-              by_scratch ? worker_.scratch : out + at, group > 0, last ? out + at : nullptr, site.outputs - at});
-    }
-  }
-
   void add_to_residual(int t, const float *__restrict y, Range own) {
     float *__restrict x = row(model_.x, t);
     for (int c = own.begin; c < own.end; ++c) x[c] += y[c];
@@ -232,10 +113,10 @@ class Walker {
     section([&](int part) { listen(mix, sites, weights, 3, part); });
     section([&](int part) {
       for (int i = 0; i < 3; ++i) {
-        list(*sites[i], i, part);
-        multiply(*sites[i], i, part, outs[i], model_.stride);
+        products_.list(*sites[i], i, part, section_);
+        products_.multiply(*sites[i], i, part, outs[i], model_.stride);
       }
-      flush();
+      products_.flush();
       const Range own = channels_of(part);
       for (int t = 0; t < pass_.tokens; ++t) {
         wkv(mix, row(model_.k, t), row(model_.v, t), row(model_.r, t), own.begin, own.end, model_.channels,
@@ -244,9 +125,9 @@ class Walker {
       }
     });
     section([&](int part) {
-      list(*mix.output, 0, part);
-      multiply(*mix.output, 0, part, model_.k, model_.stride);
-      flush();
+      products_.list(*mix.output, 0, part, section_);
+      products_.multiply(*mix.output, 0, part, model_.k, model_.stride);
+      products_.flush();
       for (int t = 0; t < pass_.tokens; ++t) add_to_residual(t, row(model_.k, t), channels_of(part));
     });
   }
@@ -256,11 +137,11 @@ class Walker {
     const float *const weights[] = {mix.mix_k, mix.mix_r};
     section([&](int part) { listen(mix, sites, weights, 2, part); });
     section([&](int part) {
-      list(*mix.key, 0, part);
-      multiply(*mix.key, 0, part, model_.hidden, model_.hidden_stride);
-      list(*mix.receptance, 1, part);
-      multiply(*mix.receptance, 1, part, model_.r, model_.stride);
-      flush();
+      products_.list(*mix.key, 0, part, section_);
+      products_.multiply(*mix.key, 0, part, model_.hidden, model_.hidden_stride);
+      products_.list(*mix.receptance, 1, part, section_);
+      products_.multiply(*mix.receptance, 1, part, model_.r, model_.stride);
+      products_.flush();
       const Range own = outputs_of(*mix.key, part);
       for (int t = 0; t < pass_.tokens; ++t) {
         float *__restrict values = hidden(t);
@@ -272,9 +153,9 @@ class Walker {
       }
     });
     section([&](int part) {
-      list(*mix.value, 0, part);
-      multiply(*mix.value, 0, part, model_.k, model_.stride);
-      flush();
+      products_.list(*mix.value, 0, part, section_);
+      products_.multiply(*mix.value, 0, part, model_.k, model_.stride);
+      products_.flush();
       const Range own = channels_of(part);
       for (int t = 0; t < pass_.tokens; ++t) {
         float *__restrict y = row(model_.k, t);
@@ -296,10 +177,10 @@ class Walker {
   }
 
   void head(int part) {
-    list(*model_.head, 0, part);
+    products_.list(*model_.head, 0, part, section_);
     float *logits = pass_.logits - static_cast<int64_t>(pass_.first_logits) * model_.vocab;
-    multiply(*model_.head, 0, part, logits, model_.vocab, pass_.first_logits);
-    flush();
+    products_.multiply(*model_.head, 0, part, logits, model_.vocab, pass_.first_logits);
+    products_.flush();
   }
 
   Model &model_;
@@ -307,8 +188,7 @@ class Walker {
   const Pass &pass_;
   const Share &share_;
   uint64_t section_;
-  Job job_{};
-  bool waiting_ = false;
+  Products products_;
 };
 
 uint64_t run(Model &model, Worker &worker, const Pass &pass, const Share &share, uint64_t first) {

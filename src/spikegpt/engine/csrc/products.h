@@ -1,0 +1,89 @@
+// The products of one thread: events are listed once, then every panel of a part reads their rows, and what the next product
+// will read is fetched meanwhile. Local to the translation unit, which says what a `Value` is and `scale_of(site)`.
+#pragma once
+
+#include "events.h"
+
+namespace {
+
+using namespace spikegpt::engine;
+
+class Products {
+ public:
+  // `scratch` [max(stride of a row, kPanelOutputs)] holds outputs that would pass the end of a row. `tokens` and `dense` are
+  // looked at only while a part is done: between parts they may be another pass's.
+  Products(Worker &worker, Value *scratch, const int &tokens, const bool &dense, int levels)
+      : worker_(worker), scratch_(scratch), tokens_(tokens), dense_(dense), levels_(levels) {}
+
+  // Lists the events of every token into a slot, once for all parts that this thread does of the section.
+  void list(const Site &site, int slot, int part, uint64_t section) {
+    const bool listed = worker_.listed[slot] == section;
+    worker_.listed[slot] = section;
+    for (int t = 0; t < tokens_; ++t) {
+      const int8_t *events = site.events + static_cast<int64_t>(t) * site.stride;
+      const Events &into = worker_.lists[slot][t];
+      if (!listed) gather(site, events, dense_, into);
+      if (part == 0) count(site, events, into, levels_);
+    }
+  }
+
+  // A part of a product, for the tokens from `first` on; row t of the outputs begins at out + t * stride.
+  // One token goes through whole panels, several through a few blocks at a time that stay in the cache.
+  void multiply(const Site &site, int slot, int part, Value *out, int64_t stride, int first = 0) {
+    const bool together = tokens_ - first > 1;
+    for (int p = site.panels_of[part]; p < site.panels_of[part + 1]; ++p) {
+      const Panel &panel = site.panels[p];
+      const int step = together ? narrow_blocks(site.bits) : panel.blocks;
+      for (int block = 0; block < panel.blocks; block += step) {
+        const int blocks = panel.blocks - block < step ? panel.blocks - block : step;
+        for (int t = first; t < tokens_; ++t)
+          multiply_blocks(site, panel, block, blocks, worker_.lists[slot][t], out + t * stride, stride);
+      }
+    }
+  }
+
+  void flush() {
+    if (waiting_) carry_out(nullptr);
+    waiting_ = false;
+  }
+
+ private:
+  // Runs the job before this one, now that it is known what to fetch meanwhile.
+  void submit(const Job &job) {
+    if (waiting_)
+      carry_out(&job);
+    else
+      begin(job);
+    job_ = job;
+    waiting_ = true;
+  }
+
+  void carry_out(const Job *next) {
+    product(job_, next);
+    if (job_.copy) std::memcpy(job_.copy, job_.out, sizeof(Value) * job_.copied);
+  }
+
+  // Where the outputs of the last block would pass the end of the row they go by way of the scratch.
+  void multiply_blocks(const Site &site, const Panel &panel, int block, int blocks, const Events &events, Value *out,
+                       int64_t stride) {
+    const int width = outputs_per_block(site.bits), at = panel.begin + block * width;
+    const bool by_scratch = at + blocks * width > stride;
+    for (int group = 0; group < site.groups; ++group) {
+      const int from = events.begin[group];
+      const bool last = by_scratch && group == site.groups - 1;
+      submit({&site, panel.weights + 64 * block, panel.stride, blocks, events.input + from, events.value + from,
+              events.begin[group + 1] - from, events.sum[group], scale_of(site) + static_cast<int64_t>(group) * site.padded + at,
+              by_scratch ? scratch_ : out + at, group > 0, last ? out + at : nullptr, site.outputs - at});
+    }
+  }
+
+  Worker &worker_;
+  Value *scratch_;
+  const int &tokens_;
+  const bool &dense_;
+  const int levels_;
+  Job job_{};
+  bool waiting_ = false;
+};
+
+}  // namespace
