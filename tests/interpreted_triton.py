@@ -327,9 +327,11 @@ def test_custom_operators_keep_torch_rules():
     torch.library.opcheck(triton._lif._op, (x, None, membrane, 2.0, 1.0, 2.0, True), test_utils=checks)
     ones = torch.ones(2)
     torch.library.opcheck(
-        triton._event._op, (x, ones, ones, ones, membrane, 15, True, True, 0.0, torch.float32, True), test_utils=checks
+        triton._event._op,
+        (x, ones, ones, ones, membrane, 15, 2, True, True, 0.0, torch.float32, True),
+        test_utils=checks,
     )
-    torch.library.opcheck(triton._event._point_op, (x, ones, ones, 15, True, 0.0, torch.float32), test_utils=checks)
+    torch.library.opcheck(triton._event._point_op, (x, ones, ones, 15, 2, True, 0.0, torch.float32), test_utils=checks)
     torch.library.opcheck(triton._mix._op, (x, membrane, ones[None], torch.float32), test_utils=checks)
     torch.library.opcheck(triton._mix._gate_op, (x, x.detach(), torch.float32), test_utils=checks)
     torch.library.opcheck(triton._loss._op, (x, torch.zeros(2, 2, dtype=torch.int64), 0.1), test_utils=checks)

@@ -29,6 +29,7 @@ def test_configs_survive_plain_values():
         ({"spike_embedding": "yes"}, "must be true or false or null"),
         ({"spikes": "before", "event": 7}, "must be an object or null"),
         ({"spikes": "before", "event": {"levels": "many"}}, "levels='many' must be a whole number"),
+        ({"spikes": "before", "event": {"smallest": 16}}, "smallest=16 must be 1"),
         ({"event": {}}, 'event neurons need spikes="before"'),
     ],
 )

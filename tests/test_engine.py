@@ -26,6 +26,10 @@ KINDS = {
     "several tiles": ModelConfig(vocab_size=500, n_layer=1, n_embd=320, spikes="before", event=GRADED),
     "narrow hidden layer": ModelConfig(vocab_size=64, n_layer=2, n_embd=128, n_ffn=72, spikes="before"),
     "ffnPre": ModelConfig(vocab_size=64, n_layer=2, n_embd=128, spikes="before", architecture="RWKV-ffnPre"),
+    "jumps": ModelConfig(vocab_size=64, n_layer=2, n_embd=64, spikes="before", event=EventConfig(smallest=3)),
+    "jumps, soft reset": ModelConfig(
+        vocab_size=64, n_layer=2, n_embd=64, spikes="before", event=EventConfig(smallest=2, leak=0.5, reset="soft")
+    ),
     "ternary": ModelConfig(vocab_size=64, n_layer=2, n_embd=64, spikes="before", event=EventConfig(levels=1)),
     "binary": ModelConfig(
         vocab_size=64, n_layer=2, n_embd=64, spikes="before", event=EventConfig(levels=1, signed=False)

@@ -12,6 +12,7 @@ from spikegpt.model.spikegpt import SpikeGPT
 
 KINDS = {
     "graded": EventConfig(),
+    "jumps": EventConfig(smallest=3),
     "ternary": EventConfig(levels=1, resolution=1.0, window=1.0),
     "binary": EventConfig(levels=1, resolution=1.0, signed=False),
     "leaky, hard reset": EventConfig(leak=0.5),
@@ -47,6 +48,7 @@ def test_every_product_reads_small_integers(kind: str) -> None:
         assert torch.equal(events, events.round()), name
         assert events.abs().max() <= event.levels
         assert 0 < torch.count_nonzero(events) < events.numel(), name
+        assert events[events != 0].abs().min() >= event.smallest
         if not event.signed or name.endswith("ffn.value"):
             assert events.min() >= 0
 

@@ -23,6 +23,9 @@ BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 SETTINGS = [
     {"levels": levels, "signed": signed, "reset": reset, "window": window}
     for levels, signed, reset, window in itertools.product((1, 15), (True, False), ("hard", "soft"), (0.0, 0.5))
+] + [
+    {"levels": 15, "smallest": 3, "signed": signed, "reset": reset, "window": window}
+    for signed, reset, window in ((True, "hard", 0.0), (True, "soft", 0.5), (False, "hard", 0.5))
 ]
 
 
@@ -94,6 +97,33 @@ def test_gradient_is_the_soft_thresholds_inside_its_window(backend, sign):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_jump_by_hand(backend):
+    # threshold 1, unit 0.5, smallest 2: nothing is sent up to 1.5, the gradient begins where sending does
+    settings = {"threshold": one(1.0), "unit": one(0.5), "levels": 4, "smallest": 2, "backend": backend}
+    x = channel(0.9, 1.25, 1.5, 1.75, -1.25, -2.25, 9.0).requires_grad_()
+    events, _ = ops.event(x, **settings)
+    assert events.flatten().tolist() == [0, 0, 0, 2, 0, -3, 4]
+    (slope,) = torch.autograd.grad(events.sum(), x)
+    assert slope.flatten().tolist() == [0, 0, 0, 2.0, 0, 2.0, 0]
+    assert ops.event(x, **{**settings, "smallest": 1})[0].flatten().tolist() == [0, 1, 1, 2, -1, -3, 4]
+    assert ops.event(x, **settings, signed=False)[0].flatten().tolist() == [0, 0, 0, 2, 0, 0, 4]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_sent_stays_in_the_membrane(backend):
+    # leak 0.5, threshold 1, unit 0.5, smallest 2. H = 1.25: silent, though above the threshold; 0.625 + 1.25 = 1.875: n = 2
+    x = channel(1.25, 1.25, 0.25).requires_grad_()
+    settings = {"threshold": one(1.0), "unit": one(0.5), "leak": one(0.5), "smallest": 2, "backend": backend}
+    events, membrane = ops.event(x, **settings)
+    assert events.flatten().tolist() == [0, 2, 0]
+    assert membrane.item() == 0.25
+    assert torch.autograd.grad(events.sum(), x, retain_graph=True)[0].flatten().tolist() == [1.0, 2.0, 0.0]
+    assert torch.autograd.grad(membrane.sum(), x)[0].flatten().tolist() == [0.0, 0.0, 1.0]  # cut by the reset
+    _, membrane = ops.event(x, **settings, reset="soft")
+    assert membrane.item() == 0.5 * (1.875 - 2 * 0.5) + 0.25
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_through_the_reset_by_hand(backend):
     # leak 0.5, threshold 1, unit 0.5; x = 0.5 (silent), 1.5 (H = 1.75: n = 2), 0.5
     for reset, through in (("hard", 0.0), ("soft", 1.0 - 0.5 * 2.0)):
@@ -119,7 +149,7 @@ def test_native_against_double(time, channels):
     for settings in SETTINGS if time < 1000 else SETTINGS[:1]:
         actual = both(inputs, threshold, unit, torch.float32, "native", **settings)
         expected = both(inputs, threshold, unit, torch.float64, "reference", **settings)
-        flipped = flips(actual[0][0], expected[0][0], inputs, threshold, unit, settings["reset"])
+        flipped = flips(actual[0][0], expected[0][0], inputs, threshold, unit, settings)
         assert flipped.sum() <= 2
         kept = ~flipped
         assert_close(actual[0][1][kept], expected[0][1][kept], 1e-5)
@@ -130,19 +160,20 @@ def test_native_against_double(time, channels):
         assert_close(actual[1][1][whole], expected[1][1][whole], 2e-5)
 
 
-def flips(events, expected, inputs, threshold, unit, reset):
-    """[B, C]: trains of events that differ. The first difference must be one unit, within rounding of a step."""
+def flips(events, expected, inputs, threshold, unit, settings):
+    """[B, C]: trains of events that differ. The first difference must be one step, within rounding of it."""
     x, leak, membrane = (i.double() for i in inputs)
     flipped = torch.zeros_like(membrane, dtype=torch.bool)
     for t in range(x.shape[1]):
         charged = leak * membrane + x[:, t]
         steps = (charged.abs() - threshold.double()) / unit.double()
         new = (events[:, t] != expected[:, t]) & ~flipped
-        assert ((events[:, t] - expected[:, t]).abs()[new] == 1).all()
+        step = (events[:, t] - expected[:, t]).abs()[new]
+        assert ((step == 1) | (step == settings.get("smallest", 1))).all()
         assert ((steps - steps.round()).abs()[new] < 1e-4).all()
         flipped |= new
         n = expected[:, t]
-        membrane = charged * (n == 0) if reset == "hard" else charged - n * unit.double()
+        membrane = charged * (n == 0) if settings["reset"] == "hard" else charged - n * unit.double()
     return flipped
 
 
@@ -247,8 +278,8 @@ def test_compiles_without_a_graph_break():
 def test_custom_operators_keep_torch_rules():
     (x, leak, membrane), threshold, unit = event_inputs(40, 3)
     x, leak, membrane = (i.requires_grad_() for i in (x, leak, membrane))
-    torch.library.opcheck(native._event_op, (x, threshold, unit, leak, membrane, 15, True, True, 0.0))
-    torch.library.opcheck(native._point_event_op, (x, threshold, unit, 15, True, 0.0))
+    torch.library.opcheck(native._event_op, (x, threshold, unit, leak, membrane, 15, 2, True, True, 0.0))
+    torch.library.opcheck(native._point_event_op, (x, threshold, unit, 15, 2, True, 0.0))
 
 
 def test_bad_settings_are_named():

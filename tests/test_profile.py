@@ -217,6 +217,9 @@ def test_elementwise_of_a_whole_model_by_hand():
     assert sites["blocks.0.ffn.neurons.key", "rescale"].multiplications == 16
     assert sites["head_neuron", "rescale"].multiplications == 11
     assert sites["head_neuron", "neuron"] == operations.Operations(8, 12, 12, 0, 0)
+    jumps = ModelConfig(vocab_size=11, n_layer=1, n_embd=4, spikes="before", event=EventConfig(leak=0.5, smallest=2))
+    more = {(site.name, site.kind): site.operations for site in operations.elementwise(jumps)}
+    assert more["head_neuron", "neuron"] == operations.Operations(8, 12, 16, 0, 0)
     assert sites["blocks.0", "residual"].additions == 8
     assert sum(kind == "norm" for _, kind in sites) == 4
     vectors = 4 * 2 * 4 + 5 * 4 + 2 * 4  # norms, mixes with decay and first, mixes

@@ -90,6 +90,8 @@ class EventConfig:
     """Largest event: 15 is graded (4 bits and a sign), 1 is ternary or, unsigned, binary."""
     resolution: float = 4.0
     """Units in one threshold: an event of n stands for n * threshold / resolution."""
+    smallest: int = 1
+    """Smallest event that is sent; larger makes events jump: 2 leaves out whatever passes the threshold by one unit at most."""
     signed: bool = True
     """Whether events may be negative (the hidden layer's, after relu^2, never are)."""
     leak: float = 0.0
@@ -113,6 +115,8 @@ class EventConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.levels <= 15:
             raise ConfigError(f"levels={self.levels} must be 1 (ternary, binary) to 15 (4 bits)")
+        if not 1 <= self.smallest <= self.levels:
+            raise ConfigError(f"smallest={self.smallest} must be 1 (every event is sent) to levels={self.levels}")
         _positive("resolution", self.resolution)
         _positive("ramp", self.ramp)
         _choice("reset", self.reset, Reset)

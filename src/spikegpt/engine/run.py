@@ -93,8 +93,9 @@ class EventModel:
         try:
             self._engine = _engine.Engine(
                 _prepare(packed), self._layout.offsets, config.n_layer, config.n_embd, config.hidden,
-                config.vocab_size, event.levels, event.signed, event.reset == "hard", bool(config.spike_embedding),
-                config.architecture == "RWKV-ffnPre", threads or _useful_threads(config.n_embd), isa,
+                config.vocab_size, event.levels, event.smallest, event.signed, event.reset == "hard",
+                bool(config.spike_embedding), config.architecture == "RWKV-ffnPre",
+                threads or _useful_threads(config.n_embd), isa,
             )  # fmt: skip
         except ValueError as error:
             raise UserError(f"the packed model does not fit its config: {error}; pack it again") from None

@@ -104,8 +104,8 @@ class EventNeuron(Neuron):
     def forward(self, x: Tensor, membrane: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         events, after = ops.event(
             x, self.threshold.expand(self.width), self.unit.expand(self.width), self.leak(), membrane,
-            levels=self.config.levels, signed=self.signed, reset=self.config.reset, window=self.config.window,
-            dtype=ops.matrix_dtype(x), backend=self.backend,
+            levels=self.config.levels, smallest=self.config.smallest, signed=self.signed, reset=self.config.reset,
+            window=self.config.window, dtype=ops.matrix_dtype(x), backend=self.backend,
         )  # fmt: skip
         if self.training:
             self._count(x.detach()[:, :: self.sampled], events.detach()[:, :: self.sampled])

@@ -169,24 +169,28 @@ def event(
     membrane: Tensor | None = None,
     *,
     levels: int = 15,
+    smallest: int = 1,
     signed: bool = True,
     reset: Literal["hard", "soft"] = "hard",
     window: float = 0.0,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Graded events: H = leak M + X; n = sign(H) min(ceil(max(|H| - threshold, 0) / unit), levels).
+    """Graded events: H = leak M + X; n = sign(H) min(ceil(max(|H| - threshold, 0) / unit), levels), 0 where |n| < smallest.
 
     The membrane M is then H where n = 0, else 0 (hard reset) or H - n unit (soft). An event stands for n unit.
-    dn/dH = 1/unit where threshold (1 - window) < |H| <= threshold (1 + window) + levels unit, else 0; it flows through
-    the soft reset, and a hard one cuts the membrane's gradient.
+    dn/dH = 1/unit where onset - threshold window < |H| <= threshold (1 + window) + levels unit, else 0, with
+    onset = threshold + (smallest - 1) unit; it flows through the soft reset, and a hard one cuts the membrane's gradient.
+    smallest > 1 makes events jump from 0 to `smallest` at the onset (JumpReLU, arXiv 2407.14435): a large input is
+    shrunk by one threshold, but no weights are read for what is barely above it.
 
     Args:
         x: [B, T, C], input current.
         threshold, unit: [C], positive, without gradient.
         leak: [C] in [0, 1), share of the membrane kept per token; None: memoryless (`membrane` comes back untouched).
         membrane: [B, C], M left by the tokens before; None: 0.
-        levels: largest event. signed: whether |H| or only a positive H fires. reset: "hard" or "soft".
+        levels: largest event. smallest: smallest one that is sent. signed: whether |H| or only a positive H fires.
+        reset: "hard" or "soft".
         window: slack of the gradient, in thresholds.
         dtype: of the events; None: that of the computation. Half types hold integers to 256 exactly.
     Returns:
@@ -202,7 +206,7 @@ def event(
     if leak is not None:
         _expect("leak", leak, (channels,))
         leak = leak.to(membrane.dtype)
-    settings = int(levels), signed, reset == "hard", float(window)
+    settings = int(levels), int(smallest), signed, reset == "hard", float(window)
     if kernels is not reference:
         return kernels.event(x, threshold, unit, leak, membrane, *settings, dtype or torch.float32)
     events, after = kernels.event(x, threshold, unit, leak, membrane, *settings)

@@ -62,6 +62,7 @@ def event(
     leak: Tensor | None,
     membrane: Tensor,
     levels: int,
+    smallest: int,
     signed: bool,
     hard: bool,
     window: float,
@@ -71,10 +72,10 @@ def event(
     x, threshold, unit, half = readable(x), threshold.float(), unit.float(), dtype == torch.bfloat16
     if leak is None:
         point = _point_event if is_direct(x, threshold, unit) else _point_event_op
-        return point(x, threshold, unit, levels, signed, window, half).to(dtype), membrane
+        return point(x, threshold, unit, levels, smallest, signed, window, half).to(dtype), membrane
     leak, membrane = leak.float(), membrane.float()
     run = _event if is_direct(x, threshold, unit, leak, membrane) else _event_op
-    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, signed, hard, window, half)
+    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, smallest, signed, hard, window, half)
     return events.to(dtype), membrane
 
 
@@ -258,6 +259,7 @@ def _event_empty(
     leak: Tensor,
     membrane: Tensor,
     levels: int,
+    smallest: int,
     signed: bool,
     hard: bool,
     window: float,
@@ -273,6 +275,7 @@ def _event(
     leak: Tensor,
     membrane: Tensor,
     levels: int,
+    smallest: int,
     signed: bool,
     hard: bool,
     window: float,
@@ -281,7 +284,7 @@ def _event(
     threshold, unit, x, leak, membrane = packed(threshold, unit, x, leak, membrane)
     events, after, checkpoints = _outputs(x, half=half)
     _native.event_forward(
-        *threads_and_shape(x), levels, window, signed, hard, *at(threshold, unit), *typed(x), *at(leak, membrane),
+        *threads_and_shape(x), levels, smallest, window, signed, hard, *at(threshold, unit), *typed(x), *at(leak, membrane),
         *typed(events), *at(after, checkpoints),
     )  # fmt: skip
     return events, after, checkpoints
@@ -297,6 +300,7 @@ def _event_backward_empty(
     grad_events: Tensor,
     grad_out: Tensor,
     levels: int,
+    smallest: int,
     signed: bool,
     hard: bool,
     window: float,
@@ -314,6 +318,7 @@ def _event_backward(
     grad_events: Tensor,
     grad_out: Tensor,
     levels: int,
+    smallest: int,
     signed: bool,
     hard: bool,
     window: float,
@@ -322,21 +327,21 @@ def _event_backward(
     checkpoints, grad_events, grad_out = packed(checkpoints, grad_events, grad_out)
     grad_x, grad_leak, grad_in = torch.empty_like(x), torch.empty_like(membrane), torch.empty_like(membrane)
     _native.event_backward(
-        *threads_and_shape(x), levels, window, signed, hard, *at(threshold, unit), *typed(x),
+        *threads_and_shape(x), levels, smallest, window, signed, hard, *at(threshold, unit), *typed(x),
         *at(leak, membrane, checkpoints), *typed(grad_events), *at(grad_out), *typed(grad_x), *at(grad_leak, grad_in),
     )  # fmt: skip
     return grad_x, grad_leak.sum(0), grad_in
 
 
 def _save_event(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-    *tensors, ctx.levels, ctx.signed, ctx.hard, ctx.window, _ = inputs
+    *tensors, levels, smallest, signed, hard, window, _ = inputs
+    ctx.settings = levels, smallest, signed, hard, window
     ctx.save_for_backward(*tensors, output[2])
 
 
 def _event_gradients(ctx: Any, grad_events: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    settings = ctx.levels, ctx.signed, ctx.hard, ctx.window
-    grad_x, grad_leak, grad_in = _event_backward_op(*ctx.saved_tensors, grad_events, grad_out, *settings)
-    return grad_x, None, None, grad_leak, grad_in, None, None, None, None, None
+    grad_x, grad_leak, grad_in = _event_backward_op(*ctx.saved_tensors, grad_events, grad_out, *ctx.settings)
+    return grad_x, None, None, grad_leak, grad_in, None, None, None, None, None, None
 
 
 _event_op = register("event", _event, _event_empty)
@@ -345,35 +350,63 @@ _event_op.register_autograd(_event_gradients, setup_context=_save_event)
 
 
 def _point_event_empty(
-    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float, half: bool = False
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
+    half: bool = False,
 ) -> Tensor:
     return empty(x, half)
 
 
 def _point_event(
-    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float, half: bool = False
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
+    half: bool = False,
 ) -> Tensor:
     threshold, unit, x = packed(threshold, unit, x)
     events = empty(x, half)
     threads, batch, time, channels = threads_and_shape(x)
-    settings = levels, window, signed
+    settings = levels, smallest, window, signed
     _native.point_event_forward(threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, events))
     return events
 
 
 def _point_event_backward_empty(
-    x: Tensor, threshold: Tensor, unit: Tensor, grad_events: Tensor, levels: int, signed: bool, window: float
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    grad_events: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
 
 def _point_event_backward(
-    x: Tensor, threshold: Tensor, unit: Tensor, grad_events: Tensor, levels: int, signed: bool, window: float
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    grad_events: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
 ) -> Tensor:
     threshold, unit, x, grad_events = packed(threshold, unit, x, grad_events)
     grad_x = torch.empty_like(x)
     threads, batch, time, channels = threads_and_shape(x)
-    settings = levels, window, signed
+    settings = levels, smallest, window, signed
     _native.point_event_backward(
         threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, grad_events, grad_x)
     )
@@ -387,7 +420,7 @@ def _save_point_event(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _point_event_gradients(ctx: Any, grad_events: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = _point_event_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings)
-    return grad_x, None, None, None, None, None, None
+    return grad_x, None, None, None, None, None, None, None
 
 
 _point_event_op = register("point_event", _point_event, _point_event_empty)

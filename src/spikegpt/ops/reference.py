@@ -40,14 +40,17 @@ class _Event(torch.autograd.Function):
     """The overshoot of |h| (or h) above a threshold, in units, rounded up: straight-through over the rounding only."""
 
     @staticmethod
-    def forward(h: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float) -> Tensor:
+    def forward(
+        h: Tensor, threshold: Tensor, unit: Tensor, levels: int, smallest: int, signed: bool, window: float
+    ) -> Tensor:
         size = h.abs() if signed else h
         count = ((size - threshold).clamp(min=0) / unit).ceil().clamp(max=levels)
+        count = torch.where(count < smallest, 0, count)
         return count * h.sign() if signed else count
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, bool, float], output: Tensor) -> None:
-        h, threshold, unit, ctx.levels, ctx.signed, ctx.window = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int, bool, float], output: Tensor) -> None:
+        h, threshold, unit, ctx.levels, ctx.smallest, ctx.signed, ctx.window = inputs
         ctx.save_for_backward(h, threshold, unit)
 
     @staticmethod
@@ -55,8 +58,9 @@ class _Event(torch.autograd.Function):
         h, threshold, unit = ctx.saved_tensors
         size = h.abs() if ctx.signed else h
         margin = threshold * ctx.window
-        passes = (size > threshold - margin) & (size <= threshold + unit * ctx.levels + margin)
-        return torch.where(passes, grads[0] / unit, 0), None, None, None, None, None
+        onset = threshold + (ctx.smallest - 1) * unit
+        passes = (size > onset - margin) & (size <= threshold + unit * ctx.levels + margin)
+        return torch.where(passes, grads[0] / unit, 0), None, None, None, None, None, None
 
 
 class _Divergence(torch.autograd.Function):
@@ -158,17 +162,18 @@ def event(
     leak: Tensor | None,
     membrane: Tensor,
     levels: int,
+    smallest: int,
     signed: bool,
     hard: bool,
     window: float,
 ) -> tuple[Tensor, Tensor]:
     """See `ops.event`; `membrane` is given."""
     if leak is None:
-        return _Event.apply(x, threshold, unit, levels, signed, window), membrane
+        return _Event.apply(x, threshold, unit, levels, smallest, signed, window), membrane
     outputs = []
     for x_t in x.unbind(1):
         charged = leak * membrane + x_t
-        events = _Event.apply(charged, threshold, unit, levels, signed, window)
+        events = _Event.apply(charged, threshold, unit, levels, smallest, signed, window)
         membrane = torch.where(events == 0, charged, 0) if hard else charged - events * unit
         outputs.append(events)
     return torch.stack(outputs, 1) if outputs else x.clone(), membrane.clone()

@@ -69,6 +69,8 @@ LIF_STEP = Operations(multiplications=1, additions=2, comparisons=1)
 """V + (X - V) / tau, and its threshold."""
 EVENT = Operations(multiplications=1, additions=2, comparisons=2)
 """min(ceil(max(|x| - threshold, 0) / unit), levels)."""
+JUMP = Operations(comparisons=1)
+"""0 where an event is smaller than the smallest that is sent."""
 LEAK = Operations(multiplications=1, additions=1)
 """leak * M + x."""
 HARD_RESET = Operations(comparisons=1)
@@ -150,6 +152,7 @@ def _work(module: nn.Module, config: ModelConfig) -> Iterator[tuple[str, Operati
 
 
 def _event(neuron: EventNeuron) -> Operations:
+    event = EVENT + JUMP if neuron.config.smallest > 1 else EVENT
     if not neuron.has_membrane:
-        return EVENT
-    return EVENT + LEAK + (HARD_RESET if neuron.config.reset == "hard" else SOFT_RESET)
+        return event
+    return event + LEAK + (HARD_RESET if neuron.config.reset == "hard" else SOFT_RESET)

@@ -50,39 +50,40 @@ inline void mix_tokens(const float *__restrict last, const float *__restrict now
   }
 }
 
-// ceil(max(size - threshold, 0) / unit), at most `levels`; see ops.event.
-inline float graded(float size, float threshold, float unit, float levels) {
+// ceil(max(size - threshold, 0) / unit), at most `levels`, 0 below `smallest`; see ops.event.
+inline float graded(float size, float threshold, float unit, Range range) {
   const float over = size - threshold;
   const float exact = (over < 0.0f ? 0.0f : over) / unit;
-  const float bounded = levels < exact ? levels : exact;
+  const float bounded = range.levels < exact ? range.levels : exact;
   const float to_integer = 8388608.0f;  // 2^23: a float this large has no fraction
   const float nearest = (bounded + to_integer) - to_integer;
-  return nearest < bounded ? nearest + 1.0f : nearest;
+  const float sent = nearest < bounded ? nearest + 1.0f : nearest;
+  return sent < range.smallest ? 0.0f : sent;
 }
 
 template <bool is_signed>
-inline float event_of(float h, float threshold, float unit, float levels) {
-  const float n = graded(is_signed && h < 0.0f ? -h : h, threshold, unit, levels);
+inline float event_of(float h, float threshold, float unit, Range range) {
+  const float n = graded(is_signed && h < 0.0f ? -h : h, threshold, unit, range);
   return is_signed && h < 0.0f ? -n : n;
 }
 
 template <bool is_signed>
-inline void fire_at_once(const Site &site, const float *__restrict x, int begin, int end, float levels,
+inline void fire_at_once(const Site &site, const float *__restrict x, int begin, int end, Range range,
                          int8_t *__restrict events) {
   const float *__restrict threshold = site.threshold;
   const float unit = site.unit;
   for (int c = begin; c < end; ++c)
-    events[c] = static_cast<int8_t>(static_cast<int>(event_of<is_signed>(x[c], threshold[c], unit, levels)));
+    events[c] = static_cast<int8_t>(static_cast<int>(event_of<is_signed>(x[c], threshold[c], unit, range)));
 }
 
 template <bool is_signed, bool hard>
-inline void fire_membrane(const Site &site, const float *__restrict x, int begin, int end, float levels,
+inline void fire_membrane(const Site &site, const float *__restrict x, int begin, int end, Range range,
                           float *__restrict membrane, int8_t *__restrict events) {
   const float *__restrict threshold = site.threshold, *__restrict leak = site.leak;
   const float unit = site.unit;
   for (int c = begin; c < end; ++c) {
     const float h = leak[c] * membrane[c] + x[c];
-    const float n = event_of<is_signed>(h, threshold[c], unit, levels);
+    const float n = event_of<is_signed>(h, threshold[c], unit, range);
     membrane[c] = hard ? (n == 0.0f ? h : 0.0f) : h - n * unit;
     events[c] = static_cast<int8_t>(static_cast<int>(n));
   }
@@ -92,15 +93,15 @@ inline void fire_membrane(const Site &site, const float *__restrict x, int begin
 inline void fire(const Model &model, const Site &site, const float *x, int begin, int end, float *state, int t) {
   int8_t *events = site.events + static_cast<int64_t>(t) * site.stride;
   if (!site.leak) {
-    (site.is_signed ? fire_at_once<true> : fire_at_once<false>)(site, x, begin, end, model.levels, events);
+    (site.is_signed ? fire_at_once<true> : fire_at_once<false>)(site, x, begin, end, model.range, events);
     return;
   }
   float *membrane = state + site.membrane;
   if (model.hard)
-    (site.is_signed ? fire_membrane<true, true> : fire_membrane<false, true>)(site, x, begin, end, model.levels,
+    (site.is_signed ? fire_membrane<true, true> : fire_membrane<false, true>)(site, x, begin, end, model.range,
                                                                               membrane, events);
   else
-    (site.is_signed ? fire_membrane<true, false> : fire_membrane<false, false>)(site, x, begin, end, model.levels,
+    (site.is_signed ? fire_membrane<true, false> : fire_membrane<false, false>)(site, x, begin, end, model.range,
                                                                                 membrane, events);
 }
 

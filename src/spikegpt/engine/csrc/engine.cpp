@@ -64,7 +64,7 @@ Engine::Engine(const Settings &settings, const Tensors &tensors, const Layout &l
   model_.channels = channels;
   model_.vocab = settings.vocab;
   model_.threads = settings.threads;
-  model_.levels = settings.levels;
+  model_.range = {settings.levels, settings.smallest};
   model_.hard = settings.hard;
   model_.spike_embedding = settings.spike_embedding;
   const Tensor &embedding = tensor("emb.weight", Tensor::kInt8, {settings.vocab, channels});

@@ -17,7 +17,7 @@ namespace spikegpt::engine {
 
 struct Settings {
   int layers, channels, hidden, vocab;
-  float levels;
+  float levels, smallest;
   bool is_signed, hard, spike_embedding, ffn_pre;
   int threads;
   std::string isa;  // "" for the best

@@ -49,6 +49,11 @@ struct Site {
   Counts *counts;
 };
 
+// Sizes of the events: the largest, and the smallest that is sent.
+struct Range {
+  float levels, smallest;
+};
+
 struct Norm {
   const float *gain, *bias;
 };
@@ -65,7 +70,7 @@ struct Mix {
 struct Model {
   int layers, channels, vocab, stride;  // stride: C rounded up to a row of floats
   int hidden_stride, threads;
-  float levels;
+  Range range;
   bool hard, spike_embedding;
   bool dense;  // read every weight, as a dense engine would
   const int8_t *embedding;       // [V][C]

@@ -41,8 +41,8 @@ Tensor view(const std::string &name, const Array &array) {
 
 class Handle {
  public:
-  Handle(const nb::dict &arrays, const Layout &layout, int layers, int channels, int hidden, int vocab, int levels, bool is_signed,
-         bool hard, bool spike_embedding, bool ffn_pre, int threads, const std::string &isa) {
+  Handle(const nb::dict &arrays, const Layout &layout, int layers, int channels, int hidden, int vocab, int levels,
+         int smallest, bool is_signed, bool hard, bool spike_embedding, bool ffn_pre, int threads, const std::string &isa) {
     std::vector<Array> kept;
     Tensors tensors;
     for (auto [name, value] : arrays) {
@@ -51,8 +51,8 @@ class Handle {
       tensors.emplace(key, view(key, kept.back()));
     }
     for (const auto &[name, at] : layout) size_ = at > size_ ? at : size_;
-    engine_ = std::make_unique<Engine>(Settings{layers, channels, hidden, vocab, static_cast<float>(levels), is_signed, hard,
-                                                spike_embedding, ffn_pre, threads, isa},
+    engine_ = std::make_unique<Engine>(Settings{layers, channels, hidden, vocab, static_cast<float>(levels),
+                                                static_cast<float>(smallest), is_signed, hard, spike_embedding, ffn_pre, threads, isa},
                                        tensors, layout);
   }
 
@@ -114,10 +114,10 @@ NB_MODULE(_engine, module) {
   module.doc() = "The event-driven engine.";
   module.def("instruction_sets", &instruction_sets, "What this machine can run, best first.");
   nb::class_<Handle>(module, "Engine", "A packed model and the threads that run it.")
-      .def(nb::init<const nb::dict &, const Layout &, int, int, int, int, int, bool, bool, bool, bool, int,
+      .def(nb::init<const nb::dict &, const Layout &, int, int, int, int, int, int, bool, bool, bool, bool, int,
                     const std::string &>(),
-           "tensors"_a, "layout"_a, "layers"_a, "channels"_a, "hidden"_a, "vocab"_a, "levels"_a, "is_signed"_a, "hard"_a,
-           "spike_embedding"_a, "ffn_pre"_a, "threads"_a, "isa"_a = "")
+           "tensors"_a, "layout"_a, "layers"_a, "channels"_a, "hidden"_a, "vocab"_a, "levels"_a, "smallest"_a, "is_signed"_a,
+           "hard"_a, "spike_embedding"_a, "ffn_pre"_a, "threads"_a, "isa"_a = "")
       .def("run", &Handle::run, "ids"_a.noconvert(), "state"_a.noconvert(), "logits"_a.noconvert(), "only_last"_a,
            "Feed tokens; `state` and `logits` are written in place.")
       .def("read_weights", &Handle::read_weights, "Read every weight once, in order; returns their sum.")

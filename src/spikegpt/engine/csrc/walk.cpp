@@ -28,7 +28,7 @@ class Walker {
         pass_(pass),
         share_(share),
         section_(first - 1),
-        products_(worker, worker.scratch, pass.tokens, model.dense, static_cast<int>(model.levels)) {}
+        products_(worker, worker.scratch, pass.tokens, model.dense, static_cast<int>(model.range.levels)) {}
 
   uint64_t run() {
     section([this](int part) { embed(part); });

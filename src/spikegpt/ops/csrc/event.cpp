@@ -1,4 +1,4 @@
-// Graded events: H = leak M + X; n = sign(H) min(ceil(max(|H| - threshold, 0) / unit), levels).
+// Graded events: H = leak M + X; n = sign(H) min(ceil(max(|H| - threshold, 0) / unit), levels), or 0 where |n| < smallest.
 #include "lanes.h"
 
 namespace {
@@ -14,16 +14,20 @@ inline float ceil_positive(float x, float levels) {
 
 inline float size_of(float h, bool is_signed) { return is_signed && h < 0.0f ? -h : h; }
 
-inline float count(float h, float threshold, float unit, float levels, bool is_signed) {
+inline float count(float h, float threshold, float unit, float levels, float smallest, bool is_signed) {
   const float over = size_of(h, is_signed) - threshold;
-  const float n = ceil_positive((over < 0.0f ? 0.0f : over) / unit, levels);
+  const float sent = ceil_positive((over < 0.0f ? 0.0f : over) / unit, levels);
+  const float n = sent < smallest ? 0.0f : sent;
   return is_signed && h < 0.0f ? -n : n;
 }
+
+// What |h| must pass for an event to be sent.
+inline float onset(float threshold, float unit, float smallest) { return threshold + (smallest - 1.0f) * unit; }
 
 // dn/dh
 inline float slope(float h, float threshold, float unit, const EventSettings &set) {
   const float size = size_of(h, set.is_signed), margin = threshold * set.window;
-  const bool passes = (size > threshold - margin) & (size <= threshold + unit * set.levels + margin);
+  const bool passes = (size > onset(threshold, unit, set.smallest) - margin) & (size <= threshold + unit * set.levels + margin);
   return passes ? 1.0f / unit : 0.0f;
 }
 
@@ -41,11 +45,11 @@ struct Local {
 
 void forward_step(float *__restrict membrane, int width, const Local &at, const float *__restrict x,
                   float *__restrict events) {
-  const auto [levels, window, is_signed, hard, thresholds, units] = at.set;
+  const auto [levels, smallest, window, is_signed, hard, thresholds, units] = at.set;
   const float *__restrict threshold = at.threshold, *__restrict unit = at.unit, *__restrict leak = at.leak;
   for (int c = 0; c < width; ++c) {
     const float h = leak[c] * membrane[c] + x[c];
-    const float n = count(h, threshold[c], unit[c], levels, is_signed);
+    const float n = count(h, threshold[c], unit[c], levels, smallest, is_signed);
     events[c] = n;
     membrane[c] = reset(h, n, unit[c], hard);
   }
@@ -54,13 +58,13 @@ void forward_step(float *__restrict membrane, int width, const Local &at, const 
 // Also keeps the membrane before the step (`before`) and after charging (`charged`).
 void replay_step(float *__restrict membrane, float *__restrict before, float *__restrict charged, int width,
                  const Local &at, const float *__restrict x) {
-  const auto [levels, window, is_signed, hard, thresholds, units] = at.set;
+  const auto [levels, smallest, window, is_signed, hard, thresholds, units] = at.set;
   const float *__restrict threshold = at.threshold, *__restrict unit = at.unit, *__restrict leak = at.leak;
   for (int c = 0; c < width; ++c) {
     const float h = leak[c] * membrane[c] + x[c];
     before[c] = membrane[c];
     charged[c] = h;
-    membrane[c] = reset(h, count(h, threshold[c], unit[c], levels, is_signed), unit[c], hard);
+    membrane[c] = reset(h, count(h, threshold[c], unit[c], levels, smallest, is_signed), unit[c], hard);
   }
 }
 
@@ -73,7 +77,7 @@ void backward_step(float *__restrict grad, float *__restrict grad_leak, const fl
   const float *__restrict threshold = at.threshold, *__restrict unit = at.unit, *__restrict leak = at.leak;
   for (int c = 0; c < width; ++c) {
     const float h = charged[c], passed = slope(h, threshold[c], unit[c], set);
-    const float cut = hard ? (size_of(h, set.is_signed) > threshold[c] ? 1.0f : 0.0f) : unit[c] * passed;
+    const float cut = hard ? (size_of(h, set.is_signed) > onset(threshold[c], unit[c], set.smallest) ? 1.0f : 0.0f) : unit[c] * passed;
     const float grad_h = grad_events[c] * passed + (grad[c] - grad[c] * cut);
     grad_x[c] = grad_h;
     grad_leak[c] += grad_h * before[c];
@@ -136,9 +140,9 @@ void backward_tile(const EventBackward &op, const Tile &tile) {
 
 void point_forward(const EventSettings &set, int64_t channel, int width, const float *__restrict x,
                    float *__restrict events) {
-  const auto [levels, window, is_signed, hard, thresholds, units] = set;
+  const auto [levels, smallest, window, is_signed, hard, thresholds, units] = set;
   const float *__restrict threshold = thresholds + channel, *__restrict unit = units + channel;
-  for (int c = 0; c < width; ++c) events[c] = count(x[c], threshold[c], unit[c], levels, is_signed);
+  for (int c = 0; c < width; ++c) events[c] = count(x[c], threshold[c], unit[c], levels, smallest, is_signed);
 }
 
 void point_backward(const EventSettings &given, int64_t channel, int width, const float *__restrict x,

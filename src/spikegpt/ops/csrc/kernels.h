@@ -81,7 +81,7 @@ struct LifBackward {
 };
 
 struct EventSettings {
-  float levels, window;
+  float levels, smallest, window;
   bool is_signed, hard;
   const float *threshold, *unit;  // [C]
 };

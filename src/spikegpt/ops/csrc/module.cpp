@@ -142,43 +142,43 @@ void lif_backward(int threads, Dims batch, Dims time, Dims channels, float tau, 
       threads, shape);
 }
 
-EventSettings settings(float levels, float window, bool is_signed, bool hard, Address threshold, Address unit) {
-  return {levels, window, is_signed, hard, in(threshold), in(unit)};
+EventSettings settings(float levels, float smallest, float window, bool is_signed, bool hard, Address threshold, Address unit) {
+  return {levels, smallest, window, is_signed, hard, in(threshold), in(unit)};
 }
 
-void event_forward(int threads, Dims batch, Dims time, Dims channels, float levels, float window, bool is_signed,
+void event_forward(int threads, Dims batch, Dims time, Dims channels, float levels, float smallest, float window, bool is_signed,
                    bool hard, Address threshold, Address unit, Typed x, Address leak, Address membrane, Typed events,
                    Address membrane_out, Address checkpoints) {
   const Shape shape{batch, time, channels};
   run(active.load()->event_forward,
-      EventForward{shape, settings(levels, window, is_signed, hard, threshold, unit), in(x), in(leak), in(membrane),
+      EventForward{shape, settings(levels, smallest, window, is_signed, hard, threshold, unit), in(x), in(leak), in(membrane),
                    out(events), out(membrane_out), out(checkpoints)},
       threads, shape);
 }
 
-void event_backward(int threads, Dims batch, Dims time, Dims channels, float levels, float window, bool is_signed,
+void event_backward(int threads, Dims batch, Dims time, Dims channels, float levels, float smallest, float window, bool is_signed,
                     bool hard, Address threshold, Address unit, Typed x, Address leak, Address membrane,
                     Address checkpoints, Typed grad_events, Address grad_membrane, Typed grad_x, Address grad_leak,
                     Address grad_membrane_in) {
   const Shape shape{batch, time, channels};
   run(active.load()->event_backward,
-      EventBackward{shape, settings(levels, window, is_signed, hard, threshold, unit), in(x), in(leak), in(membrane),
+      EventBackward{shape, settings(levels, smallest, window, is_signed, hard, threshold, unit), in(x), in(leak), in(membrane),
                     in(checkpoints), in(grad_events), in(grad_membrane), out(grad_x), out(grad_leak),
                     out(grad_membrane_in)},
       threads, shape);
 }
 
-void point_event_forward(int threads, Dims rows, Dims channels, float levels, float window, bool is_signed,
+void point_event_forward(int threads, Dims rows, Dims channels, float levels, float smallest, float window, bool is_signed,
                          Address threshold, Address unit, Typed x, Typed events) {
   run(active.load()->point_event_forward,
-      PointEvent{channels, settings(levels, window, is_signed, true, threshold, unit), in(x), {}, out(events)},
+      PointEvent{channels, settings(levels, smallest, window, is_signed, true, threshold, unit), in(x), {}, out(events)},
       threads, rows, rows * channels);
 }
 
-void point_event_backward(int threads, Dims rows, Dims channels, float levels, float window, bool is_signed,
+void point_event_backward(int threads, Dims rows, Dims channels, float levels, float smallest, float window, bool is_signed,
                           Address threshold, Address unit, Typed x, Typed grad_events, Typed grad_x) {
   run(active.load()->point_event_backward,
-      PointEvent{channels, settings(levels, window, is_signed, true, threshold, unit), in(x), in(grad_events),
+      PointEvent{channels, settings(levels, smallest, window, is_signed, true, threshold, unit), in(x), in(grad_events),
                  out(grad_x)},
       threads, rows, rows * channels);
 }

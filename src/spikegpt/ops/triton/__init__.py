@@ -74,11 +74,11 @@ def lif_add(
 
 def event(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor | None, membrane: Tensor,
-    levels: int, signed: bool, hard: bool, window: float, dtype: torch.dtype,
+    levels: int, smallest: int, signed: bool, hard: bool, window: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `ops.event`; `membrane` is given."""
     leak = None if leak is None else leak.float()
-    settings = levels, signed, hard, window, dtype
+    settings = levels, smallest, signed, hard, window, dtype
     return _event.event(x, threshold.float(), unit.float(), leak, membrane.float(), *settings)
 
 

@@ -21,18 +21,24 @@ def _size(h, SIGNED: tl.constexpr):
 
 
 @part
-def _count(h, threshold, unit, levels, SIGNED: tl.constexpr):
+def _count(h, threshold, unit, levels, smallest, SIGNED: tl.constexpr):
     over = _size(h, SIGNED) - threshold
     steps = tl.ceil(tl.div_rn(tl.where(over < 0.0, 0.0, over), unit))  # NaN stays NaN
-    n = tl.where(steps > levels, levels, steps)
+    n = tl.where(steps > levels, levels, tl.where(steps < smallest, 0.0, steps))
     return tl.where(h < 0.0, -n, n) if SIGNED else n
 
 
 @part
-def _slope(h, threshold, unit, levels, window, SIGNED: tl.constexpr):
+def _onset(threshold, unit, smallest):
+    """What |h| must pass for an event to be sent."""
+    return threshold + (smallest - 1.0) * unit
+
+
+@part
+def _slope(h, threshold, unit, levels, smallest, window, SIGNED: tl.constexpr):
     """dn/dh."""
     size, margin = _size(h, SIGNED), threshold * window
-    passes = (size > threshold - margin) & (size <= threshold + unit * levels + margin)
+    passes = (size > _onset(threshold, unit, smallest) - margin) & (size <= threshold + unit * levels + margin)
     return tl.where(passes, 1.0 / unit, 0.0)
 
 
@@ -43,7 +49,8 @@ def _after(h, n, unit, HARD: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    x_p, threshold_p, unit_p, leak_p, membrane_p, events_p, membrane_out_p, saved_p, levels, time, channels: tl.constexpr,
+    x_p, threshold_p, unit_p, leak_p, membrane_p, events_p, membrane_out_p, saved_p, levels, smallest, time,
+    channels: tl.constexpr,
     SIGNED: tl.constexpr, HARD: tl.constexpr, SAVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -67,7 +74,7 @@ def _forward_kernel(
         next_x = load_tokens(x_p, channels, c < tl.minimum(blocks - 1 - block, 1) * channels, CHUNK)
         for i in tl.static_range(CHUNK):
             h = leak * membrane + xs[i]
-            n = _count(h, threshold, unit, levels, SIGNED)
+            n = _count(h, threshold, unit, levels, smallest, SIGNED)
             tl.store(events_p + i * channels, n.to(events_p.dtype.element_ty), mask=mask)
             membrane = _after(h, n, unit, HARD)
         events_p += CHUNK * channels
@@ -76,7 +83,7 @@ def _forward_kernel(
             tl.store(saved_p, membrane, mask=mask)
             saved_p += channels
         h = leak * membrane + tl.load(x_p, mask=mask, other=0.0).to(tl.float32)
-        n = _count(h, threshold, unit, levels, SIGNED)
+        n = _count(h, threshold, unit, levels, smallest, SIGNED)
         tl.store(events_p, n.to(events_p.dtype.element_ty), mask=mask)
         membrane = _after(h, n, unit, HARD)
         x_p, events_p = x_p + channels, events_p + channels
@@ -85,18 +92,18 @@ def _forward_kernel(
 
 @part
 def _step_back(
-    h, grad_events, grad, threshold, unit, levels, window, SIGNED: tl.constexpr, HARD: tl.constexpr
+    h, grad_events, grad, threshold, unit, levels, smallest, window, SIGNED: tl.constexpr, HARD: tl.constexpr
 ):  # fmt: skip
     """Gradient of the charged membrane, from that of the membrane after the token."""
-    slope = _slope(h, threshold, unit, levels, window, SIGNED)
-    cut = tl.where(_size(h, SIGNED) > threshold, 1.0, 0.0) if HARD else unit * slope
+    slope = _slope(h, threshold, unit, levels, smallest, window, SIGNED)
+    cut = tl.where(_size(h, SIGNED) > _onset(threshold, unit, smallest), 1.0, 0.0) if HARD else unit * slope
     return grad_events * slope + (grad - grad * cut)
 
 
 @triton.jit
 def _backward_kernel(
     x_p, threshold_p, unit_p, leak_p, saved_p, grad_events_p, grad_out_p, grad_x_p, grad_leak_p, grad_membrane_p,
-    levels, window, time, channels: tl.constexpr,
+    levels, smallest, window, time, channels: tl.constexpr,
     SIGNED: tl.constexpr, HARD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -117,7 +124,7 @@ def _backward_kernel(
         membrane = tl.load(saved_p, mask=mask, other=0.0)
         h = leak * membrane + tl.load(x_p, mask=mask, other=0.0).to(tl.float32)
         grad_events = tl.load(grad_events_p, mask=mask, other=0.0).to(tl.float32)
-        grad_h = _step_back(h, grad_events, grad, threshold, unit, levels, window, SIGNED, HARD)
+        grad_h = _step_back(h, grad_events, grad, threshold, unit, levels, smallest, window, SIGNED, HARD)
         tl.store(grad_x_p, grad_h.to(grad_x_p.dtype.element_ty), mask=mask)
         grad_leak += grad_h * membrane
         grad = grad_h * leak
@@ -139,10 +146,10 @@ def _backward_kernel(
         for i in tl.static_range(CHUNK):
             h = leak * membrane + xs[i]
             before, charges = before + (membrane,), charges + (h,)
-            membrane = _after(h, _count(h, threshold, unit, levels, SIGNED), unit, HARD)
+            membrane = _after(h, _count(h, threshold, unit, levels, smallest, SIGNED), unit, HARD)
         block_leak = tl.zeros((BLOCK,), tl.float32)
         for i in tl.static_range(CHUNK - 1, -1, -1):
-            grad_h = _step_back(charges[i], grads[i], grad, threshold, unit, levels, window, SIGNED, HARD)
+            grad_h = _step_back(charges[i], grads[i], grad, threshold, unit, levels, smallest, window, SIGNED, HARD)
             tl.store(grad_x_p + i * channels, grad_h.to(grad_x_p.dtype.element_ty), mask=mask)
             block_leak += grad_h * before[i]
             grad = grad_h * leak
@@ -161,20 +168,20 @@ def _tile(rows, channels, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _point_forward_kernel(
-    x_p, threshold_p, unit_p, events_p, levels, rows, channels,
+    x_p, threshold_p, unit_p, events_p, levels, smallest, rows, channels,
     SIGNED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     at, mask, c = _tile(rows, channels, ROWS, WIDTH)
     threshold = tl.load(threshold_p + c, mask=c < channels, other=1.0)[None, :]
     unit = tl.load(unit_p + c, mask=c < channels, other=1.0)[None, :]
     x = tl.load(x_p + at, mask=mask, other=0.0).to(tl.float32)
-    n = _count(x, threshold, unit + tl.zeros_like(x), levels, SIGNED)
+    n = _count(x, threshold, unit + tl.zeros_like(x), levels, smallest, SIGNED)
     tl.store(events_p + at, n.to(events_p.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _point_backward_kernel(
-    x_p, threshold_p, unit_p, grad_events_p, grad_x_p, levels, window, rows, channels,
+    x_p, threshold_p, unit_p, grad_events_p, grad_x_p, levels, smallest, window, rows, channels,
     SIGNED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     at, mask, c = _tile(rows, channels, ROWS, WIDTH)
@@ -182,13 +189,13 @@ def _point_backward_kernel(
     unit = tl.load(unit_p + c, mask=c < channels, other=1.0)[None, :]
     x = tl.load(x_p + at, mask=mask, other=0.0).to(tl.float32)
     grad = tl.load(grad_events_p + at, mask=mask, other=0.0).to(tl.float32)
-    grad_x = grad * _slope(x, threshold, unit, levels, window, SIGNED)
+    grad_x = grad * _slope(x, threshold, unit, levels, smallest, window, SIGNED)
     tl.store(grad_x_p + at, grad_x.to(grad_x_p.dtype.element_ty), mask=mask)
 
 
 def _empty(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, membrane: Tensor,
-    levels: int, signed: bool, hard: bool, window: float, dtype: torch.dtype, save: bool,
+    levels: int, smallest: int, signed: bool, hard: bool, window: float, dtype: torch.dtype, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     events = x.new_empty(x.shape, dtype=dtype)
     return events, membrane.new_empty(membrane.shape), saved_states(x, save=save)
@@ -196,13 +203,13 @@ def _empty(
 
 def _run(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, membrane: Tensor,
-    levels: int, signed: bool, hard: bool, window: float, dtype: torch.dtype, save: bool,
+    levels: int, smallest: int, signed: bool, hard: bool, window: float, dtype: torch.dtype, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x, threshold, unit, leak, membrane = (t.contiguous() for t in (x, threshold, unit, leak, membrane))
-    outputs = _empty(x, threshold, unit, leak, membrane, levels, signed, hard, window, dtype, save)
+    outputs = _empty(x, threshold, unit, leak, membrane, levels, smallest, signed, hard, window, dtype, save)
     launch(
         _forward_kernel, scan_grid(x), x,
-        x, threshold, unit, leak, membrane, *outputs, float(levels), x.shape[1], x.shape[2],
+        x, threshold, unit, leak, membrane, *outputs, float(levels), float(smallest), x.shape[1], x.shape[2],
         SIGNED=signed, HARD=hard, SAVE=save, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return outputs
@@ -210,14 +217,14 @@ def _run(
 
 def _backward_empty(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, saved: Tensor, grad_events: Tensor, grad_out: Tensor,
-    levels: int, signed: bool, hard: bool, window: float,
+    levels: int, smallest: int, signed: bool, hard: bool, window: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return x.new_empty(x.shape), leak.new_empty(leak.shape), grad_out.new_empty(grad_out.shape)
 
 
 def _backward(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, saved: Tensor, grad_events: Tensor, grad_out: Tensor,
-    levels: int, signed: bool, hard: bool, window: float,
+    levels: int, smallest: int, signed: bool, hard: bool, window: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x, threshold, unit, leak, grad_events, grad_out = (
         t.contiguous() for t in (x, threshold, unit, leak, grad_events, grad_out)
@@ -226,7 +233,7 @@ def _backward(
     launch(
         _backward_kernel, scan_grid(x), x,
         x, threshold, unit, leak, saved, grad_events, grad_out, grad_x, leaks, grad_membrane,
-        float(levels), window, x.shape[1], x.shape[2],
+        float(levels), float(smallest), window, x.shape[1], x.shape[2],
         SIGNED=signed, HARD=hard, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return grad_x, leaks.sum(0), grad_membrane
@@ -242,7 +249,7 @@ def _gradients(ctx: Any, grad_events: Tensor | None, grad_out: Tensor | None, _:
     *saved, membrane = ctx.saved_tensors
     grad_events, grad_out = given(grad_events, saved[0]), given(grad_out, membrane)
     grad_x, grad_leak, grad_membrane = _backward_op(*saved, grad_events, grad_out, *ctx.settings)
-    return grad_x, None, None, grad_leak, grad_membrane, None, None, None, None, None, None
+    return grad_x, None, None, grad_leak, grad_membrane, None, None, None, None, None, None, None
 
 
 _op = register("event", _run, _empty)
@@ -256,38 +263,66 @@ def _point_grid(x: Tensor) -> tuple[int, int]:
 
 
 def _point_empty(
-    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float, dtype: torch.dtype
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
+    dtype: torch.dtype,
 ) -> Tensor:
     return x.new_empty(x.shape, dtype=dtype)
 
 
 def _point_run(
-    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, signed: bool, window: float, dtype: torch.dtype
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
+    dtype: torch.dtype,
 ) -> Tensor:
     x, threshold, unit = (t.contiguous() for t in (x, threshold, unit))
-    events = _point_empty(x, threshold, unit, levels, signed, window, dtype)
+    events = _point_empty(x, threshold, unit, levels, smallest, signed, window, dtype)
     launch(
         _point_forward_kernel, _point_grid(x), x,
-        x, threshold, unit, events, float(levels), x.shape[0] * x.shape[1], x.shape[2],
+        x, threshold, unit, events, float(levels), float(smallest), x.shape[0] * x.shape[1], x.shape[2],
         SIGNED=signed, ROWS=ROWS, WIDTH=WIDTH, enable_fp_fusion=False,
     )  # fmt: skip
     return events
 
 
 def _point_backward_empty(
-    x: Tensor, threshold: Tensor, unit: Tensor, grad_events: Tensor, levels: int, signed: bool, window: float
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    grad_events: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
 
 def _point_backward(
-    x: Tensor, threshold: Tensor, unit: Tensor, grad_events: Tensor, levels: int, signed: bool, window: float
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    grad_events: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
 ) -> Tensor:
     x, threshold, unit, grad_events = (t.contiguous() for t in (x, threshold, unit, grad_events))
     grad_x = torch.empty_like(x)
     launch(
         _point_backward_kernel, _point_grid(x), x,
-        x, threshold, unit, grad_events, grad_x, float(levels), window, x.shape[0] * x.shape[1], x.shape[2],
+        x, threshold, unit, grad_events, grad_x, float(levels), float(smallest), window, x.shape[0] * x.shape[1], x.shape[2],
         SIGNED=signed, ROWS=ROWS, WIDTH=WIDTH, enable_fp_fusion=False,
     )  # fmt: skip
     return grad_x
@@ -299,7 +334,7 @@ def _point_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _point_gradients(ctx: Any, grad_events: Tensor) -> tuple[Tensor | None, ...]:
-    return _point_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings), None, None, None, None, None, None
+    return _point_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings), None, None, None, None, None, None, None
 
 
 _point_op = register("point_event", _point_run, _point_empty)
@@ -309,13 +344,15 @@ _point_op.register_autograd(_point_gradients, setup_context=_point_save)
 
 def event(
     x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor | None, membrane: Tensor,
-    levels: int, signed: bool, hard: bool, window: float, dtype: torch.dtype,
+    levels: int, smallest: int, signed: bool, hard: bool, window: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `ops.event`; `membrane` is given."""
     if leak is None:
         run = _point_run if is_direct(x, threshold, unit) else _point_op
-        return run(x, threshold, unit, levels, signed, window, dtype), membrane
+        return run(x, threshold, unit, levels, smallest, signed, window, dtype), membrane
     direct = is_direct(x, threshold, unit, leak, membrane)
     run = _run if direct else _op
-    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, signed, hard, window, dtype, not direct)
+    events, membrane, _ = run(
+        x, threshold, unit, leak, membrane, levels, smallest, signed, hard, window, dtype, not direct
+    )
     return events, membrane
