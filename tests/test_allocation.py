@@ -3,8 +3,9 @@
 import pytest
 
 from spikegpt.config import EMPHASIS, ConfigError, EventConfig, ModelConfig
-from spikegpt.model.allocation import allocate, weights
-from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.model import SpikeGPT
+from spikegpt.model.allocation import allocate, kind_of, weights
+from spikegpt.model.layers import Linear
 
 
 def config(**event) -> ModelConfig:
@@ -13,13 +14,15 @@ def config(**event) -> ModelConfig:
 
 def spent(model: ModelConfig, shares: dict[str, float]) -> float:
     sizes = weights(model)
-    return sum(sizes[kind] * shares[kind] for kind in sizes) / sum(sizes.values())
+    return sum(sizes[matrix] * shares[matrix] for matrix in sizes) / sum(sizes.values())
 
 
 @pytest.mark.parametrize("architecture", ["RWKV", "RWKV-ffnPre"])
 def test_weights_are_counted_as_the_model_has_them(architecture):
     shape = ModelConfig.from_dict({**config().to_dict(), "architecture": architecture})
-    assert sum(weights(shape).values()) == SpikeGPT(shape).matrix_parameters()
+    matrices = {name: module for name, module in SpikeGPT(shape).named_modules() if isinstance(module, Linear)}
+    assert weights(shape) == {name: matrix.weight.numel() for name, matrix in matrices.items()}
+    assert {kind_of(name) for name in matrices} == set(EMPHASIS)
 
 
 @pytest.mark.parametrize("activity", [0.001, 0.06, 0.3, 0.7, 0.95, 1.0])
@@ -31,24 +34,47 @@ def test_shares_add_up_and_stay_shares(activity):
 
 def test_ratios_are_the_emphasis_below_one():
     shares = allocate(config(), 0.1)
-    assert shares["att.value"] / shares["ffn.value"] == pytest.approx(EMPHASIS["att.value"] / EMPHASIS["ffn.value"])
+    expected = EMPHASIS["att.value"] / EMPHASIS["ffn.value"]
+    assert shares["blocks.0.att.value"] / shares["blocks.2.ffn.value"] == pytest.approx(expected)
     equal = allocate(config(emphasis={}), 0.1)
     assert equal == dict.fromkeys(equal, pytest.approx(0.1))
     twice = allocate(config(emphasis={"head": 2}), 0.1)
-    assert twice["head"] == pytest.approx(2 * twice["att.key"])
+    assert twice["head"] == pytest.approx(2 * twice["blocks.1.att.key"])
+
+
+def test_a_single_matrix_goes_before_its_kind():
+    given = config(emphasis={"att.key": 2, "blocks.1.att.key": 3})
+    shares = allocate(given, 0.1)
+    assert spent(given, shares) == pytest.approx(0.1)
+    other = shares["blocks.1.att.value"]
+    assert shares["blocks.0.att.key"] == shares["blocks.2.att.key"] == pytest.approx(2 * other)
+    assert shares["blocks.1.att.key"] == pytest.approx(3 * other)
 
 
 def test_every_neuron_is_given_its_share():
-    model = SpikeGPT(config(activity=0.1, start_activity=0.5))
+    model = SpikeGPT(config(activity=0.1, start_activity=0.5, emphasis={"blocks.2.att.key": 0.5}))
     shares, at_first = allocate(model.config, 0.1), allocate(model.config, 0.5)
-    assert model.head_neuron.target(1.0) == pytest.approx(shares["head"])
-    assert model.blocks[1].ffn.neurons["value"].target(0.0) == pytest.approx(at_first["ffn.value"])
-    assert model.blocks[2].att.neurons["key"].target(1.0) == pytest.approx(shares["att.key"])
+    assert model.head_neuron.target() == pytest.approx(shares["head"])
+    assert model.blocks[2].att.neurons["key"].target() == pytest.approx(shares["blocks.2.att.key"])
+    model.set_progress(0.0)
+    assert model.blocks[1].ffn.neurons["value"].target() == pytest.approx(at_first["blocks.1.ffn.value"])
+    assert model.blocks[2].att.neurons["key"].target() == pytest.approx(at_first["blocks.2.att.key"])
 
 
-def test_an_unknown_kind_is_named():
-    with pytest.raises(ConfigError, match="not of 'att.keys'"):
-        EventConfig(emphasis={"att.keys": 1})
+@pytest.mark.parametrize("name", ["att.keys", "blocks.0.att.keys", "blocks.att.key", "blocks.0.head"])
+def test_an_unknown_matrix_is_named(name):
+    with pytest.raises(ConfigError, match=f"not of '{name}'"):
+        EventConfig(emphasis={name: 1})
+
+
+def test_a_matrix_that_the_model_has_not_is_named():
+    with pytest.raises(ConfigError, match="this model has no matrix blocks.3.att.key"):
+        config(emphasis={"blocks.3.att.key": 1})
+    with pytest.raises(ConfigError, match="this model has no matrix blocks.0.ffnPre.key"):
+        config(emphasis={"blocks.0.ffnPre.key": 1})
+
+
+def test_an_emphasis_must_be_a_positive_number():
     with pytest.raises(ConfigError, match=r"emphasis of head=0 must be above zero"):
         EventConfig(emphasis={"head": 0})
     with pytest.raises(ConfigError, match="an object of numbers"):

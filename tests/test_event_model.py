@@ -7,7 +7,7 @@ from spikegpt.config import ConfigError, EventConfig, ModelConfig
 from spikegpt.model.allocation import allocate
 from spikegpt.model.layers import Linear
 from spikegpt.model.meter import SpikeMeter
-from spikegpt.model.neurons import EventNeuron
+from spikegpt.model.neurons import EventNeuron, matrix_behind
 from spikegpt.model.spikegpt import SpikeGPT
 
 KINDS = {
@@ -82,6 +82,25 @@ def test_a_text_may_be_cut_anywhere(kind: str, backend: str) -> None:
                     torch.testing.assert_close(state.named()[name], tensor, atol=1e-4, rtol=1e-4)
 
 
+def test_events_jump_late_while_training_and_at_once_after_it() -> None:
+    neuron = EventNeuron(25, 1, EventConfig(smallest=3, jump_from=0.5), signed=True, backend="auto")
+    x = torch.linspace(0, 3, 25).expand(1, 1, 25)
+
+    def smallest_sent() -> float:
+        events = neuron(x)[0]
+        return events[events > 0].min().item()
+
+    for progress, training, expected in (
+        (0.0, True, 1),
+        (0.49, True, 1),
+        (0.5, True, 3),
+        (1.0, True, 3),
+        (0.0, False, 3),
+    ):
+        neuron.train(training).set_progress(progress)
+        assert smallest_sent() == expected, progress
+
+
 def test_thresholds_follow_the_activity_asked_for() -> None:
     event = EventConfig(activity=0.2, emphasis={"ffn.value": 0.5, "head": 1.5})
     model = awake(event)
@@ -95,15 +114,13 @@ def test_thresholds_follow_the_activity_asked_for() -> None:
     with SpikeMeter(model) as meter, torch.no_grad():
         model(ids)
     for row in meter.layers():
-        kind = "head" if row.name == "head_neuron" else row.name.split(".", 2)[2].replace(".neurons", "")
-        assert row.rate == pytest.approx(shares[kind], abs=0.03), row.name
+        assert row.rate == pytest.approx(shares[matrix_behind(row.name)], abs=0.03), row.name
     assert meter.activity == pytest.approx(event.activity, abs=0.02)
 
 
 def test_a_target_out_of_reach_does_not_silence_the_scale() -> None:
     """After relu^2 about half of the inputs are 0: asked for 90% of them, the threshold stays in proportion to the rest."""
-    config = ModelConfig(spikes="before", event=EventConfig(activity=0.9, emphasis={}))
-    neuron = EventNeuron(64, 1, config, "ffn.value", signed=False, backend="auto").train()
+    neuron = EventNeuron(64, 1, EventConfig(activity=0.9), signed=False, backend="auto").train()
     x = torch.randn(4, 64, 64).relu().square()
     for _ in range(200):
         neuron(x)

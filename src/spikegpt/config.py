@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -35,6 +36,10 @@ EMPHASIS = {
 """How often neurons in front of each kind of matrix fire, relative to the others, by default; see `model.allocation`.
 
 `ffn` stands for `ffnPre` too; only the ratios matter."""
+
+
+_BLOCK = re.compile(r"^blocks\.\d+\.(?=\w+\.)")
+"""What names a block before the kind of one of its matrices."""
 
 
 class ConfigError(UsageError):
@@ -92,6 +97,8 @@ class EventConfig:
     """Units in one threshold: an event of n stands for n * threshold / resolution."""
     smallest: int = 1
     """Smallest event that is sent; larger makes events jump: 2 leaves out whatever passes the threshold by one unit at most."""
+    jump_from: float = 0.0
+    """Fraction of the training after which events below `smallest` are left out; before, every event is sent."""
     signed: bool = True
     """Whether events may be negative (the hidden layer's, after relu^2, never are)."""
     leak: float = 0.0
@@ -105,8 +112,8 @@ class EventConfig:
     activity: float = 0.15
     """Share of the weights meant to be read per token; thresholds follow it while training."""
     emphasis: dict[str, float] | None = None
-    """Activity of each kind of matrix ("att.key", ..., "head"; 1 where none is given) relative to the others;
-    None: `EMPHASIS`, as measured."""
+    """Activity of single matrices ("blocks.0.att.key") or kinds of them ("att.key", ..., "head") relative to the others,
+    1 where none is given; None: `EMPHASIS`, as measured."""
     start_activity: float | None = None
     """Share that fires when training begins, from which `activity` is approached; None: `activity` from the start."""
     ramp: float = 0.5
@@ -122,13 +129,17 @@ class EventConfig:
         _choice("reset", self.reset, Reset)
         if not 0 <= self.leak < 1:
             raise ConfigError(f"leak={self.leak} must be in [0, 1)")
+        if not 0 <= self.jump_from <= 1:
+            raise ConfigError(f"jump_from={self.jump_from} must be a fraction of the training, in [0, 1]")
         for name in ("activity", "start_activity"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ConfigError(f"{name}={value} must be in (0, 1]")
         for kind, value in (self.emphasis or {}).items():
-            if kind not in EMPHASIS:
-                raise ConfigError(f"emphasis is of {', '.join(EMPHASIS)}, not of {kind!r}")
+            if _BLOCK.sub("", kind).replace("ffnPre", "ffn") not in EMPHASIS:
+                raise ConfigError(
+                    f"emphasis is of {', '.join(EMPHASIS)} or of one as blocks.0.att.key, not of {kind!r}"
+                )
             _positive(f"emphasis of {kind}", value)
 
     @property
@@ -185,6 +196,14 @@ class ModelConfig:
             object.__setattr__(self, "event", EventConfig())
         if self.spikes != "before" and self.event is not None:
             raise ConfigError(f'event neurons need spikes="before", not {self.spikes!r}')
+        for matrix in self.event.emphasis or () if self.event else ():
+            if matrix not in EMPHASIS and not self._has(matrix):
+                raise ConfigError(f"emphasis: this model has no matrix {matrix}; it has {self.n_layer} blocks")
+
+    def _has(self, matrix: str) -> bool:
+        _, layer, mix, _ = matrix.split(".")
+        first = int(layer) == 0 and self.architecture == "RWKV-ffnPre"
+        return int(layer) < self.n_layer and mix in ("ffn", "ffnPre" if first else "att")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, every field."""

@@ -49,7 +49,6 @@ class Dropout(nn.Module):
 class Mix(nn.Module):
     """What time mix and channel mix share: matrices, and in an event-driven model a neuron in front of each."""
 
-    kind: str
     sites: tuple[str, ...]
     hidden_site: str | None = None
     """The matrix that reads the hidden layer, whose values are never negative."""
@@ -60,8 +59,7 @@ class Mix(nn.Module):
         for site in self.sites if config.event else ():
             matrix: Linear = getattr(self, site)
             self.neurons[site] = EventNeuron(
-                matrix.in_features, matrix.out_features, config, f"{self.kind}.{site}",
-                signed=site != self.hidden_site, backend=backend,
+                matrix.in_features, matrix.out_features, config.event, signed=site != self.hidden_site, backend=backend,
             )  # fmt: skip
 
     def project(self, site: str, x: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
@@ -92,7 +90,6 @@ class Mix(nn.Module):
 class TimeMix(Mix):
     """Attention's stand-in: receptance x WKV average of the past, in linear time (RWKV-4)."""
 
-    kind = "att"
     sites = ("key", "value", "receptance", "output")
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
@@ -124,7 +121,6 @@ class TimeMix(Mix):
 class ChannelMix(Mix):
     """The feed-forward part: a gate x a matrix of relu(key)^2, with a token shift."""
 
-    kind = "ffn"
     sites = ("key", "receptance", "value")
     hidden_site = "value"
 

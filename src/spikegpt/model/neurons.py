@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..config import ModelConfig
-from .allocation import allocate
+from ..config import EventConfig, ModelConfig
 
 
 class Neuron(nn.Module):
@@ -62,7 +61,7 @@ class EventNeuron(Neuron):
     """Turns the input of a matrix into small integers, most of them 0; see `ops.event`.
 
     `threshold` follows the share of neurons that is meant to fire: each training step adds
-    `gain * (rate - activity)` to its logarithm (`adapt`). `unit` is what an event of 1 stands for.
+    `gain * (rate - target)` to its logarithm (`adapt`). `unit` is what an event of 1 stands for.
     """
 
     threshold: Tensor
@@ -76,15 +75,12 @@ class EventNeuron(Neuron):
     saturation = 0.002
     """Share of neurons allowed at the largest event before the unit grows."""
 
-    def __init__(self, width: int, fan_out: int, model: ModelConfig, kind: str, *, signed: bool, backend: str) -> None:
-        """`kind` is that of the matrix behind, as `allocation` names it."""
+    def __init__(self, width: int, fan_out: int, config: EventConfig, *, signed: bool, backend: str) -> None:
         super().__init__()
-        config = model.event
-        assert config is not None
         self.width, self.fan_out = width, fan_out
         self.config, self.backend = config, backend
-        self.activity = allocate(model, config.activity)[kind]
-        self.start_activity = allocate(model, config.start_activity or config.activity)[kind]
+        self.aim_for(config.activity, config.start_activity or config.activity)
+        self.set_progress(1.0)
         self.signed = signed and config.signed
         self.has_membrane = config.has_membrane
         self.register_buffer("threshold", torch.ones(1))
@@ -97,14 +93,24 @@ class EventNeuron(Neuron):
             else:
                 self.register_buffer("leak_logit", start)
 
+    def aim_for(self, activity: float, start_activity: float) -> None:
+        """Set the share of neurons meant to fire at the end of the training and at its start."""
+        self.activity, self.start_activity = activity, start_activity
+
+    def set_progress(self, progress: float) -> None:
+        """Say which fraction of the training is completed, in [0, 1]: targets and jumps depend on it."""
+        self.progress = progress
+        self.smallest_in_training = self.config.smallest if progress >= self.config.jump_from else 1
+
     def leak(self) -> Tensor | None:
         """[C] share of the membrane kept from token to token, or None if there is no memory."""
         return torch.sigmoid(self.leak_logit) if self.has_membrane else None
 
     def forward(self, x: Tensor, membrane: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        smallest = self.smallest_in_training if self.training else self.config.smallest
         events, after = ops.event(
             x, self.threshold.expand(self.width), self.unit.expand(self.width), self.leak(), membrane,
-            levels=self.config.levels, smallest=self.config.smallest, signed=self.signed, reset=self.config.reset,
+            levels=self.config.levels, smallest=smallest, signed=self.signed, reset=self.config.reset,
             window=self.config.window, dtype=ops.matrix_dtype(x), backend=self.backend,
         )  # fmt: skip
         if self.training:
@@ -117,16 +123,16 @@ class EventNeuron(Neuron):
         self.events_seen[3] += x.abs().sum()
 
     @torch.no_grad()
-    def adapt(self, seen: Sequence[float], done: float = 1.0) -> None:
+    def adapt(self, seen: Sequence[float]) -> None:
         """Move the threshold towards the target activity, from the events `seen` since the last call.
 
         `seen` holds the values of `events_seen`: events, events of the largest size, neuron-steps, and the sum of the
-        inputs' magnitudes. `done` is the share of the training that is behind: the target falls to `activity` by way of it.
+        inputs' magnitudes.
         """
         fired, largest, neurons, size = seen
         if neurons == 0:
             return
-        wanted = self.threshold * math.exp(self.gain * (fired / neurons - self.target(done)))
+        wanted = self.threshold * math.exp(self.gain * (fired / neurons - self.target()))
         # Where most inputs are exactly 0 (after relu^2), no threshold may reach the target: it must not sink to 0.
         wanted = wanted.clamp(min=self.floor * size / neurons)
         self.unit *= wanted / self.threshold
@@ -136,9 +142,9 @@ class EventNeuron(Neuron):
             self.unit.copy_(torch.maximum(self.unit * stretch, self.threshold / self.config.resolution))
         self.events_seen.zero_()
 
-    def target(self, done: float) -> float:
-        """Share of neurons meant to fire when the share `done` of the training is behind."""
-        return self.activity * (self.start_activity / self.activity) ** max(0.0, 1 - done / self.config.ramp)
+    def target(self) -> float:
+        """Share of neurons meant to fire at this point of the training: it falls from `start_activity` to `activity`."""
+        return self.activity * (self.start_activity / self.activity) ** max(0.0, 1 - self.progress / self.config.ramp)
 
 
 def matrix_behind(neuron: str) -> str:

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from .. import ops
 from ..config import ModelConfig
 from ..errors import UsageError
+from .allocation import allocate
 from .layers import ChannelMix, Dropout, Linear, Mix, TimeMix
-from .neurons import LIF, EventNeuron, SpikeEmbedding
+from .neurons import LIF, EventNeuron, SpikeEmbedding, matrix_behind
 from .rwkv4 import time_constants
 from .state import BlockState, MixState, State
 
@@ -83,10 +84,10 @@ class SpikeGPT(nn.Module):
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head_neuron = None
         if config.event:
-            self.head_neuron = EventNeuron(
-                config.n_embd, config.vocab_size, config, "head", signed=True, backend=backend
-            )
+            self.head_neuron = EventNeuron(config.n_embd, config.vocab_size, config.event, signed=True, backend=backend)
         self.head = Linear(config.n_embd, config.vocab_size, backend)
+        if config.event:
+            _allocate(self)
         _initialise(self)
 
     def init_state(self, batch_size: int = 1) -> State:
@@ -170,21 +171,35 @@ class SpikeGPT(nn.Module):
         """Every neuron in front of a matrix; empty unless the model is event-driven."""
         return [module for module in self.modules() if isinstance(module, EventNeuron)]
 
-    def after_step(self, done: float = 1.0) -> None:
-        """Let thresholds follow their target activity; called after each optimiser step.
+    def set_progress(self, progress: float) -> None:
+        """Say which fraction of the training is completed, in [0, 1], before a step: neurons aim at other rates early on."""
+        for neuron in self.event_neurons():
+            neuron.set_progress(progress)
 
-        `done` is the share of the training that is behind.
-        """
+    def after_step(self) -> None:
+        """Let thresholds follow their target activity; called after each optimiser step."""
         neurons = self.event_neurons()
         if not neurons:
             return
         seen = torch.stack([neuron.events_seen for neuron in neurons]).tolist()  # waits for a GPU once, not once each
         for neuron, counts in zip(neurons, seen, strict=True):
-            neuron.adapt(counts, done)
+            neuron.adapt(counts)
 
     def matrix_parameters(self) -> int:
         """Weights that every token is multiplied with, the head's included (6 operations each in a training step)."""
         return sum(module.weight.numel() for module in self.modules() if isinstance(module, Linear))
+
+
+def _allocate(model: SpikeGPT) -> None:
+    """Tell each neuron its share of the activity."""
+    event = model.config.event
+    assert event is not None
+    shares, at_first = (
+        allocate(model.config, activity) for activity in (event.activity, event.start_activity or event.activity)
+    )
+    for name, neuron in model.named_modules():
+        if isinstance(neuron, EventNeuron):
+            neuron.aim_for(shares[matrix_behind(name)], at_first[matrix_behind(name)])
 
 
 # Residual branches start silent: these matrices begin at zero.

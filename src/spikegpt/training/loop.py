@@ -217,6 +217,7 @@ class Run:
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(self.step, config)
+        self.model.set_progress(self.step / config.steps)
         losses = []
         # Hooks do not run inside a compiled model.
         meter = SpikeMeter(self.model) if measure and not config.compile else None
@@ -233,7 +234,7 @@ class Run:
         self.stepper.step()
         self.stepper.zero_grad()
         share_events(accelerator, self.model)
-        self.model.after_step(self.step / config.steps)
+        self.model.after_step()
         self.step += 1
         self.unread.append(torch.stack(losses).mean())
         return full(norm), meter.rate if meter is not None else None  # pyright: ignore[reportReturnType]

@@ -106,6 +106,7 @@ def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:
 @torch.no_grad()
 def calibrate(student: SpikeGPT, original: SpikeGPT, windows: Windows, rounds: int = ROUNDS) -> None:
     """Set every threshold for the activity at the start: from what the original's matrices read, then from own firing."""
+    student.set_progress(0.0)
     quantiles = _input_quantiles(student, original, windows.next_batch()[0])
     for neuron, threshold in quantiles:
         neuron.threshold.copy_(threshold)
@@ -113,7 +114,7 @@ def calibrate(student: SpikeGPT, original: SpikeGPT, windows: Windows, rounds: i
     student.train()
     for _ in range(rounds):
         student(windows.next_batch()[0])
-        student.after_step(0.0)
+        student.after_step()
 
 
 def _input_quantiles(student: SpikeGPT, original: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
@@ -127,7 +128,7 @@ def _input_quantiles(student: SpikeGPT, original: SpikeGPT, ids: Tensor) -> list
         def hook(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             size = inputs[0].float().abs().flatten()
             size = size[:: max(1, size.numel() // 2**20)]  # torch.quantile takes at most 2^24 values
-            found.append((neuron, torch.quantile(size, 1 - neuron.target(0.0)).clamp(min=1e-6)))
+            found.append((neuron, torch.quantile(size, 1 - neuron.target()).clamp(min=1e-6)))
 
         return hook
 
