@@ -151,7 +151,8 @@ def test_fp16_needs_a_gpu(tmp_path, corpus):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_resumed_run_reaches_the_very_same_weights(tmp_path, corpus, at_step, spikes, precision):
     """Stopped by Ctrl-C between two checkpoints, gone on with by a model of other weights."""
-    model = {"spikes": spikes, **({"event": {"learn_leak": True}} if spikes == "before" else {})}
+    event = {"learn_leak": True, "start_activity": 0.5, "smallest": 2, "jump_from": 0.7}
+    model = {"spikes": spikes, **({"event": event} if spikes == "before" else {})}
     settings = {"model": model, "train": {"precision": precision, "accumulate": 2}}
     unbroken, result = training.run(tmp_path / "a", corpus, **settings)
     at_step(5, lambda run: os.kill(os.getpid(), signal.SIGINT))
