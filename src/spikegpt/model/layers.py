@@ -56,7 +56,9 @@ class Mix(nn.Module):
     def add_neurons(self, config: ModelConfig, backend: str) -> None:
         """Put an event neuron in front of each matrix, if this model has them there."""
         self.neurons = nn.ModuleDict()
-        for site in self.sites if config.event else ():
+        if config.event is None:
+            return
+        for site in self.sites:
             matrix: Linear = getattr(self, site)
             self.neurons[site] = EventNeuron(
                 matrix.in_features, matrix.out_features, config.event, signed=site != self.hidden_site, backend=backend,
