@@ -15,6 +15,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
+from places import ROOT
 
 from spikegpt.checkpoint import load_model, save_model
 from spikegpt.config import EventConfig, ModelConfig
@@ -25,7 +26,6 @@ from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
 LAMBADA = ROOT / "../shared/data/lambada/lambada_test.jsonl"
 DOCS = [json.loads(line) for line in (HERE / "lm_eval/tiny.jsonl").read_text().splitlines()]
 

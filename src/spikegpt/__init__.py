@@ -10,8 +10,9 @@ Importing the package imports nothing else; a name is fetched when it is first u
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .checkpoint import save_model as save_model
@@ -33,37 +34,25 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOMES = {
-    "checkpoint": ("save_model",),
-    "config": ("EventConfig", "ModelConfig", "TrainConfig", "preset"),
-    "errors": ("UsageError", "UserError"),
-    "evaluation": ("Evaluation", "evaluate"),
-    "generation": ("generate", "generate_batch"),
-    "loading": ("load",),
-    "model": ("SpikeGPT", "SpikeMeter", "State"),
-    "training.recipe": ("train_on",),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+_get, __dir__, _names = lazy_exports(
+    __name__,
+    {
+        "checkpoint": ("save_model",),
+        "config": ("EventConfig", "ModelConfig", "TrainConfig", "preset"),
+        "errors": ("UsageError", "UserError"),
+        "evaluation": ("Evaluation", "evaluate"),
+        "generation": ("generate", "generate_batch"),
+        "loading": ("load",),
+        "model": ("SpikeGPT", "SpikeMeter", "State"),
+        "training.recipe": ("train_on",),
+    },
+)
+__all__ = ["__version__", *_names]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = _version()
-    elif name in _HOME:
-        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
+    if name != "__version__":
+        return _get(name)
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -3,9 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-PROGRAM = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
+from places import ROOT
+
+PROGRAM = ROOT / "benchmarks" / "gpu.py"
 ALONE = """
 import runpy, sys, warnings
 warnings.simplefilter("ignore")

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import SHARED
 
 from spikegpt.errors import UsageError, UserError
 from spikegpt.tokenizer import (
@@ -21,7 +22,7 @@ from spikegpt.tokenizer import (
     train_bpe,
 )
 
-NEOX = Path(__file__).parents[2] / "shared/data/tokenizers/20B_tokenizer.json"
+NEOX = SHARED / "data/tokenizers/20B_tokenizer.json"
 needs_neox = pytest.mark.skipif(not NEOX.exists(), reason="the GPT-NeoX tokenizer is not at ../shared")
 
 PROSE = "The cat sat on the mat.\n\nThe mat, it's said, sat under 12 cats;  they\tdidn't mind.\r\n\n\n" * 20

@@ -3,12 +3,11 @@
 import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
     "training": {"model", "precision", "tokens/s", "share of matrix speed", "WKV's share", "peak memory, GB"},
     "ops": {"operator", "forward, ms", "fwd + bwd, ms", "loop: fwd + bwd"},

@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from spikegpt.config import ModelConfig, TrainConfig, preset
 from spikegpt.model.spikegpt import SpikeGPT
@@ -82,7 +82,7 @@ def test_an_allocation_that_fails_is_recognised():
 
 
 def test_the_page_has_the_formulas_figures():
-    page = (Path(__file__).resolve().parents[1] / "docs" / "scale-out.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "scale-out.md").read_text(encoding="utf-8")
     for name, batch in (("46m", 64), ("125m", 64), ("216m", 16), ("260m", 16)):
         model, config = preset(name), TrainConfig(batch_size=batch, precision="bf16")
         again = dataclasses.replace(config, recompute=True)

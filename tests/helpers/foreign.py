@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from spikegpt.config import ModelConfig
 from spikegpt.convert.names import shapes
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:

@@ -4,16 +4,16 @@ import importlib
 import json
 import lzma
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 TEXT = "One for sorrow, two for joy, three for a girl and four for a boy.\n"
 
 
 @pytest.fixture
 def search(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "experiments"))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     module = importlib.import_module("search")
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results.jsonl")
     monkeypatch.setattr(module, "SHAPE", {"n_layer": 1, "n_embd": 16, "context": 16, "dropout": 0.0})

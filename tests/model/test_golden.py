@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from places import SHARED
 from torch import Tensor
 
 from spikegpt import ops
@@ -19,7 +19,7 @@ from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.model.state import State
 from spikegpt.training.loss import loss_fn
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+GOLDEN = SHARED / "golden"
 MODELS = {
     "official-rwkv-3x64": ModelConfig(n_layer=3, n_embd=64, vocab_size=256, dropout=0),
     "official-ffnpre-7x64": ModelConfig(n_layer=7, n_embd=64, vocab_size=77, architecture="RWKV-ffnPre", dropout=0),

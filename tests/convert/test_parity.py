@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import SHARED, random_weights
+from foreign import random_weights
+from places import SHARED
 from torch import Tensor
 
 from spikegpt.checkpoint import load_model

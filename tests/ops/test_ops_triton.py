@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from spikegpt import ops
 from spikegpt.errors import UserError
@@ -23,7 +24,7 @@ def test_kernels_in_the_interpreter():
     """Triton reads the variable when it is imported, so it is set for a process of its own."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-m", "pytest", "-q", "-x", str(HERE / "interpreted_triton.py")]
-    done = subprocess.run(program, capture_output=True, text=True, env=environment, cwd=HERE.parent, timeout=900)
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert "skipped" not in done.stdout.splitlines()[-1]
 
