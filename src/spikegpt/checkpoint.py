@@ -130,8 +130,10 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     return {"format": FORMAT, "model_type": "spikegpt", **config.to_dict()}
 
 
-def publish(directory: Path, model: SpikeGPT, tokenizer: Tokenizer) -> None:
+def publish(directory: Path, model: SpikeGPT) -> None:
     """Write a run's finished model beside its checkpoints, the weights last: they are what makes it one."""
+    assert model.tokenizer is not None
+    tokenizer = model.tokenizer
     staged = directory / f".finished.tmp-{os.getpid()}"
     write_directory(staged, lambda inside: write_model(inside, model, tokenizer))
     for name in (TOKENIZER, CONFIG, WEIGHTS):
@@ -152,10 +154,12 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def save_checkpoint(
-    run: Path, step: int, model: SpikeGPT, tokenizer: Tokenizer, *,
+    run: Path, step: int, model: SpikeGPT, *,
     tensors: dict[str, Tensor], values: dict[str, Any], keep: int, also: Callable[[Path], None] | None = None,
 ) -> Path:  # fmt: skip
     """Write the checkpoint of `step`, a model directory with the trainer's `tensors` and `values`; keep the newest."""
+    assert model.tokenizer is not None
+    tokenizer = model.tokenizer
 
     def fill(inside: Path) -> None:
         write_model(inside, model, tokenizer)

@@ -117,7 +117,7 @@ class EventConfig:
     start_activity: float | None = None
     """Share that fires when training begins, from which `activity` is approached; None: `activity` from the start."""
     ramp: float = 0.5
-    """Share of the training that this takes."""
+    """Fraction of training after which it is reached, above 0."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.levels <= 15:

@@ -14,7 +14,7 @@ from spikegpt.data.token_file import TokenFile
 from spikegpt.data.tokens import Corpus, prepare
 from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
-from spikegpt.training.loop import fit
+from spikegpt.training.language import fit_text
 
 MODEL = {"n_layer": 2, "n_embd": 32, "context": 32, "dropout": 0.1}
 TRAIN = {
@@ -32,13 +32,13 @@ def make_corpus(directory: Path) -> Path:
 
 
 def run(out: Path, corpus: Path, *, seed=0, model=None, train=None, valid=True, **arguments):
-    """Train; the model and the result of `fit`."""
+    """Train; the model and the result of `fit_text`."""
     files = Corpus(TokenFile(corpus / "train.bin"), TokenFile(corpus / "valid.bin") if valid else None)
     torch.manual_seed(seed)
     made = SpikeGPT(ModelConfig(**{**MODEL, **(model or {})}))
     config = TrainConfig(**{**TRAIN, **(train or {})})
     arguments = {"progress": False, "device": "cpu", **arguments}
-    return made, fit(made, ByteTokenizer(), *files, config, Path(out), **arguments)
+    return made, fit_text(made, ByteTokenizer(), *files, config, Path(out), **arguments)
 
 
 if __name__ == "__main__":

@@ -300,6 +300,15 @@ def test_trainer_adapts_the_thresholds_of_an_event_driven_model(tmp_path):
     assert not model.spikegpt.head_neuron.events_seen.any()
 
 
+def test_trainer_ramps_the_activity_as_the_native_loop_does(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(SpikeGPT, "set_progress", lambda self, progress: told.append(progress))
+    model = SpikeGPTForCausalLM(SpikeGPTConfig(**KINDS["before"].to_dict()))
+    data = [{"input_ids": list(range(16)), "labels": list(range(16))}] * 16
+    trainer(model, tmp_path, data, max_steps=4, save_strategy="no").train()
+    assert told == [0, 0.25, 0.5, 0.75]
+
+
 def test_gradient_checkpointing_gives_the_same_gradients(canonical):
     ids = torch.randint(256, (2, 12))
     gradients = []

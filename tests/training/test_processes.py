@@ -17,7 +17,7 @@ from spikegpt.data.batches import Streams
 from spikegpt.data.token_file import TokenFile
 from spikegpt.errors import UsageError, UserError
 from spikegpt.loading import load
-from spikegpt.training.objective import Objective
+from spikegpt.training.objective import NextToken
 from spikegpt.training.sharding import read_shares
 
 several = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost is tested on Linux and macOS")
@@ -143,12 +143,12 @@ def test_a_carried_state_is_what_one_long_batch_would_have(tmp_path, corpus):
     from spikegpt.model.spikegpt import SpikeGPT
 
     model = SpikeGPT(ModelConfig(**{**training.MODEL, "dropout": 0.0}))
-    objective = Objective(model, TrainConfig(carry_state=True, logit_penalty=0.0), None)
+    objective = NextToken(model, TrainConfig(carry_state=True, logit_penalty=0.0), None)
     ids = torch.randint(256, (2, 33))
     parts = [
         objective(ids[:, start : start + 8], ids[:, start + 1 : start + 9], start == 0)[0] for start in range(0, 32, 8)
     ]
-    whole = Objective(model, TrainConfig(logit_penalty=0.0), None)(ids[:, :-1], ids[:, 1:])[0]
+    whole = NextToken(model, TrainConfig(logit_penalty=0.0), None)(ids[:, :-1], ids[:, 1:])[0]
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-5)
     for tensor in objective.named_carried().values():
         assert not tensor.requires_grad

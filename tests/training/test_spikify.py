@@ -21,7 +21,7 @@ from spikegpt.model.meter import SpikeMeter
 from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 from spikegpt.training import loss
-from spikegpt.training.objective import Objective
+from spikegpt.training.objective import NextToken
 from spikegpt.training.spikify import calibrate, event_driven, spikify
 
 TEXT = "\n\n\n".join(f"{n} sheep and {n + 1} goats make {2 * n + 1} animals." for n in range(400))
@@ -43,8 +43,8 @@ def twin(tmp_path_factory) -> Path:
 def test_what_is_reported_is_the_texts_loss_with_or_without_a_teacher() -> None:
     student, teacher = (make_model("before"), make_model("none"))
     ids = torch.randint(student.config.vocab_size, (2, 9))
-    text = Objective(student, TrainConfig(), None)(ids[:, :-1], ids[:, 1:])
-    taught = Objective(student, TrainConfig(distill=0.9), teacher)(ids[:, :-1], ids[:, 1:])
+    text = NextToken(student, TrainConfig(), None)(ids[:, :-1], ids[:, 1:])
+    taught = NextToken(student, TrainConfig(distill=0.9), teacher)(ids[:, :-1], ids[:, 1:])
     assert taught[1].item() == pytest.approx(text[0].item()) and not taught[1].requires_grad
     distance = loss.distillation(student(ids[:, :-1])[0], teacher(ids[:, :-1])[0])
     assert taught[0].item() == pytest.approx(0.1 * text[0].item() + 0.9 * distance.item(), rel=1e-5)
@@ -64,8 +64,8 @@ def test_a_student_is_drawn_to_the_teachers_residuals(recompute: bool) -> None:
     student.train().gradient_checkpointing = recompute
     for block in student.blocks:
         block.drop.p = 0.0
-    plain, _ = Objective(student, TrainConfig(distill=0.5), teacher)(ids[:, :-1], ids[:, 1:])
-    drawn, text = Objective(student, TrainConfig(distill=0.5, match=2.0), teacher)(ids[:, :-1], ids[:, 1:])
+    plain, _ = NextToken(student, TrainConfig(distill=0.5), teacher)(ids[:, :-1], ids[:, 1:])
+    drawn, text = NextToken(student, TrainConfig(distill=0.5, match=2.0), teacher)(ids[:, :-1], ids[:, 1:])
     ours: list[torch.Tensor] = []
     theirs: list[torch.Tensor] = []
     student(ids[:, :-1], None, ours)
@@ -118,7 +118,7 @@ def test_thresholds_are_set_for_the_activity_at_the_start(twin: Path) -> None:
 def test_another_model_teaches(twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path / "teacher", make_model("after"), ByteTokenizer())
     seen = []
-    monkeypatch.setattr("spikegpt.training.spikify.fit", lambda *_, teacher, **__: seen.append(teacher))
+    monkeypatch.setattr("spikegpt.training.spikify.fit_text", lambda *_, teacher, **__: seen.append(teacher))
     how = {"data": [twin / "text.txt"], "cache": tmp_path, "progress": False}
     spikify(twin / "run", tmp_path / "a", **how, teacher=tmp_path / "teacher")
     spikify(twin / "run", tmp_path / "b", **how)

@@ -20,8 +20,8 @@ from spikegpt.errors import UsageError, UserError
 from spikegpt.loading import load
 from spikegpt.tokenizer import ByteTokenizer
 from spikegpt.training.interrupt import Stop
-from spikegpt.training.loop import Run
 from spikegpt.training.progress import MetricsLog
+from spikegpt.training.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_figures_are_counted(tmp_path, corpus):
 
 def test_accumulation_is_a_larger_batch(tmp_path, corpus, monkeypatch):
     """The same windows in two halves or at once; only the order of additions differs."""
-    from spikegpt.training import loop as module
+    from spikegpt.training import language as module
 
     whole, _ = training.run(tmp_path / "a", corpus, model={"dropout": 0.0}, train={"steps": 3})
     windows = module.Windows
@@ -128,7 +128,7 @@ def test_accumulation_is_a_larger_batch(tmp_path, corpus, monkeypatch):
 def test_batches_that_were_read_can_be_left_out(tmp_path, corpus, monkeypatch):
     read = []
     original = Run.one_step
-    monkeypatch.setattr(Run, "one_step", lambda self, **how: read.append(self.windows.step) or original(self, **how))
+    monkeypatch.setattr(Run, "one_step", lambda self, **how: read.append(self.batches.step) or original(self, **how))
     training.run(tmp_path / "run", corpus, train={"steps": 3, "skip": 5})
     assert read == [5, 6, 7]
 

@@ -27,7 +27,7 @@ from ..model.allocation import weights
 from ..model.meter import LayerActivity
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import ByteTokenizer
-from ..training.loop import fit
+from ..training.language import fit_text
 from ..training.loss import loss_fn
 
 SHAPE = ModelConfig(vocab_size=256, n_layer=3, n_embd=128, context=128, dropout=0.0)
@@ -118,7 +118,7 @@ def learn(console: Console, seconds: float) -> None:
             f"parameters, {config.steps} steps of {config.batch_size} x {SHAPE.context} bytes"
         )
         before = bits_on_tokens(model, held_out, len(held_out))
-        result = fit(model, ByteTokenizer(), corpus.train, None, config, Path(folder) / "run")
+        result = fit_text(model, ByteTokenizer(), corpus.train, None, config, Path(folder) / "run")
         if result["interrupted"]:
             raise KeyboardInterrupt
         after = bits_on_tokens(model, held_out, len(held_out))

@@ -50,6 +50,26 @@ class Batches(ABC):
                 raise UserError(f"cannot resume the data: {name} was {state.get(name)!r} and is now {value!r}")
         self.step = int(state["step"])
 
+    @property
+    def begins(self) -> bool:
+        """Whether the rows of the next batch begin from an empty state, and do not continue those of the last batch."""
+        return True
+
+    @property
+    def batch_tokens(self) -> float:
+        """Tokens in a batch of all processes, on average."""
+        return self.batch_size * self.context * self.world
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens in the data."""
+        return self.token_file.n_tokens
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of raw text per token, for bits per byte; None where a batch's loss is not that of its text."""
+        return self.token_file.n_bytes / self.token_file.n_tokens
+
     @abstractmethod
     def _starts(self) -> Iterable[int]:
         """Where each row of this rank's batch begins, B places in the file."""
@@ -112,7 +132,7 @@ class Streams(Batches):
 
     @property
     def begins(self) -> bool:
-        """Whether the next batch is the first of an epoch: its streams go on from nothing."""
+        """Whether the next batch is the first of an epoch."""
         return self.step % self.chunks == 0
 
     def _starts(self) -> Iterable[int]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..model.spikegpt import SpikeGPT
+
 
 class AdaptThresholds(TrainerCallback):
     """After each step, lets the thresholds of an event-driven model (`spikes="before"`) follow their target activity.
@@ -13,9 +15,18 @@ class AdaptThresholds(TrainerCallback):
     >>> Trainer(model, args, train_dataset=data, callbacks=[AdaptThresholds()])
     """
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Called by `Trainer` before a step: targets and jumps depend on how far the training is."""
+        _core(model).set_progress(state.global_step / max(state.max_steps, 1))
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Called by `Trainer` once the optimiser has moved the weights."""
-        model = getattr(model, "module", model)
-        model.spikegpt.after_step()
+        _core(model).after_step()
+
+
+def _core(model: Any) -> SpikeGPT:
+    return getattr(model, "module", model).spikegpt

@@ -1,4 +1,4 @@
-"""What one batch asks of a model: its loss, and the state to go on from. B batch, T tokens."""
+"""Objectives: the loss of a model on a batch, and the state carried to the next. B batch, T tokens."""
 
 from __future__ import annotations
 
@@ -14,23 +14,41 @@ from .loss import distillation, loss_fn, mismatch
 
 
 class Objective(nn.Module):
-    """The model and its loss as one module, so that precision and processes wrap both and leave the model as it is."""
+    """The model and its loss as one module, so that precision and processes wrap both and leave the model as it is.
 
-    def __init__(self, model: SpikeGPT, config: TrainConfig, teacher: SpikeGPT | None) -> None:
+    `objective(*batch, begins=...)` gives what to minimise and the loss to report, the second without a graph; `begins`
+    is that of the batch (`data.Batches`).
+    """
+
+    def __init__(self, model: SpikeGPT) -> None:
         super().__init__()
         self.model = model
+
+    def named_carried(self) -> dict[str, Tensor]:
+        """Tensors [B, ...] that the next batch depends on beside the weights, by names that begin with `carried.`."""
+        return {}
+
+    def load_carried(self, tensors: dict[str, Tensor]) -> None:
+        """The reverse of `named_carried`."""
+
+
+class NextToken(Objective):
+    """Cross entropy of each next token, with a teacher's predictions and residuals beside it if there is one."""
+
+    def __init__(self, model: SpikeGPT, config: TrainConfig, teacher: SpikeGPT | None) -> None:
+        super().__init__(model)
         self.distill, self.match = (config.distill, config.match) if teacher is not None else (0.0, 0.0)
         self.penalty = config.logit_penalty
         self.carries = config.carry_state
         self.carried: list[State | None] = [None, None]
         """What the model and its teacher remember of the batch before, cut off from its graph."""
-        # A list hides the compiled twin and the teacher from named_parameters.
+        # A list hides the compiled model and the teacher from named_parameters.
         self._readers: list[Any] = [torch.compile(model) if config.compile else model, teacher]
 
     def forward(self, inputs: Tensor, targets: Tensor, begins: bool = True) -> tuple[Tensor, Tensor]:
-        """What to minimise, and the text's own loss, of inputs [B, T] at targets [B, T]: scalars, the second without a graph.
+        """What to minimise, and the text's own loss in nats per token, of inputs [B, T] at targets [B, T], int64: scalars.
 
-        Where no text `begins`, the inputs go on from the last batch.
+        Unless `begins`, the inputs continue those of the last batch.
         """
         logits, residuals = self._read(0, inputs, begins)
         loss = loss_fn(logits, targets, self.penalty)

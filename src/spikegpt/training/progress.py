@@ -1,23 +1,133 @@
-"""What a training run tells: the bar on the console, `metrics.jsonl`, TensorBoard."""
+"""What a training run reports: the bar on the console, `metrics.jsonl`, TensorBoard, its result."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
 
+from .. import ops
+from ..checkpoint import checkpoint_path
 from ..errors import UserError
+from .optim import lr_at
+from .speed import Stopwatch, matrix_speed
+
+if TYPE_CHECKING:
+    from .run import Run
 
 Metrics = dict[str, Any]
+
+
+class Reporter:
+    """Everything that `run` reports: a line of figures every few steps, and the result at the end."""
+
+    def __init__(self, run: Run, *, visible: bool) -> None:
+        self._run = run
+        self._visible = visible and run.accelerator.is_main_process
+        self._display = Display(0, 0, visible=False)
+        self._log: MetricsLog | None = None
+
+    @contextmanager
+    def open(self, tensorboard: bool) -> Iterator[None]:
+        """Open the log and the progress bar of the run, whose directory is there."""
+        run = self._run
+        self._display = Display(run.config.steps, run.step, visible=self._visible)
+        main = run.accelerator.is_main_process
+        with metrics_log(run.out, run.step, tensorboard=tensorboard, main=main) as self._log, self._display:
+            self._display.say(_facts(run))
+            self._speed = matrix_speed(run.accelerator)
+            self._watch = Stopwatch(run.step)
+            yield
+
+    def paused(self) -> AbstractContextManager[None]:
+        """What happens inside is no training and does not count in tokens per second."""
+        return self._watch.paused()
+
+    def advance(self) -> None:
+        """A step is done."""
+        self._display.advance(self._run.step)
+
+    def step(self, norm: Tensor, spike_rate: float | None) -> None:
+        """A line of training figures, over the steps since the last one; `norm` is the gradient's before clipping."""
+        run = self._run
+        loss = float(np.mean(run.losses))
+        run.losses.clear()
+        per_second = self._watch.lap(run.step) * run.step_tokens
+        operations = 6 * run.model.matrix_parameters() * per_second / run.accelerator.num_processes
+        per_byte = run.batches.bytes_per_token
+        metrics = {
+            "step": run.step,
+            "tokens": run.tokens,
+            "loss": loss,
+            "bits_per_byte": None if per_byte is None else loss / math.log(2) / per_byte,
+            "spike_rate": spike_rate,
+            "lr": lr_at(run.step - 1, run.config),
+            "grad_norm": float(norm),
+            "tokens_per_second": per_second,
+            "matrix_share": operations / self._speed,
+        }
+        self._keep(metrics)
+        self._display.report(run.step, metrics)
+
+    def evaluation(self, figures: Metrics) -> None:
+        """A line of figures on held-out data."""
+        metrics = {"step": self._run.step, "tokens": self._run.tokens, **figures}
+        self._keep(metrics)
+        self._display.say(f"step {self._run.step}: {summary(metrics)}")
+
+    def stopped(self) -> None:
+        """How to resume, once the run has stopped and saved."""
+        path = checkpoint_path(self._run.out, self._run.step)
+        self._display.say(
+            f"stopped after step {self._run.step}; resume with the same command and --resume (it saved {path})"
+        )
+
+    def result(self, *, interrupted: bool) -> Metrics:
+        """The last figures of the run."""
+        run = self._run
+        held_out = {name: value for name, value in run.last.items() if name.startswith("valid_")}
+        trained = {name: run.last.get(name) for name in ("loss", "spike_rate", "tokens_per_second")}
+        return {
+            "step": run.step,
+            "tokens": run.tokens,
+            **trained,
+            **held_out,
+            "out": str(run.out),
+            "checkpoint": str(checkpoint_path(run.out, run.step)),
+            "interrupted": interrupted and run.step < run.config.steps,
+        }
+
+    def _keep(self, metrics: Metrics) -> None:
+        self._run.last.update(metrics)
+        if self._log is not None:
+            self._log.write(metrics)
+
+
+def _facts(run: Run) -> str:
+    """One line about the size of what begins."""
+    total = run.step_tokens * run.config.steps
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    precision = {"no": "float32"}.get(run.config.precision, run.config.precision)
+    operators = "native" if run.accelerator.device.type == "cpu" else "triton"
+    operators = operators if ops.available()[operators] is True else "reference"
+    processes = run.accelerator.num_processes
+    return (
+        f"{parameters / 1e6:.2f}M parameters, {run.step_tokens:,.0f} tokens a step, {total:,.0f} in all = "
+        f"{total / run.batches.epoch_tokens:.2f} epochs; {precision}, {operators} operators, "
+        f"{processes} process{'es' if processes > 1 else ''} on {run.accelerator.device.type}"
+    )
 
 
 class Display:

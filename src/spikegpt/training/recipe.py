@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..loading import load_teacher
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer, train_bpe
-from .loop import fit
+from .language import fit_text
 from .machine import Machine, as_begun, choose
 from .resume import refuse_existing
 
@@ -44,7 +44,7 @@ def train_on(
     teacher: PathLike | None = None,
     auto: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Train a model on files, folders and globs, into the directory `out`; the run's last figures, as of `training.loop.fit`.
+    """Train a model on files, folders and globs, into the directory `out`; its last figures (`language.fit_text`).
 
     Args:
         valid: held-out text; without it the share `hold_out` of the documents in `data`.
@@ -81,7 +81,7 @@ def train_on(
     )
     torch.manual_seed(config.seed)
     model = SpikeGPT(model_config, backend=backend)
-    return fit(
+    return fit_text(
         model, made, corpus.train, corpus.valid, config, out,
         resume=resume, progress=progress, tensorboard=tensorboard, device=device, teacher=taught_by,
     )  # fmt: skip

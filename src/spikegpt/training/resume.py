@@ -1,7 +1,8 @@
-"""What a training run must remember to go on to the very same weights: optimiser, random state, data position."""
+"""Checkpoints of a run: what it needs to resume to the very same weights (optimiser, random state, place in the data)."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..checkpoint import CHECKPOINTS, WEIGHTS, latest_checkpoint, load_weights, read_checkpoint, read_config
+from ..checkpoint import (
+    CHECKPOINTS,
+    WEIGHTS,
+    latest_checkpoint,
+    load_weights,
+    publish,
+    read_checkpoint,
+    read_config,
+    remove_leftovers,
+    save_checkpoint,
+    write_json,
+)  # fmt: skip
 from ..config import TrainConfig
 from ..errors import UsageError, UserError
 from ..model.spikegpt import SpikeGPT
 from .optim import lr_at
-from .sharding import read_shares, share_of
+from .run import Run, described
+from .sharding import collect_shares, read_shares, share_of, write_share
 
 # Fields that may change from one part of a run to the next: none of them touches a weight.
 _FREE = {
@@ -71,11 +84,69 @@ def load_random(accelerator: Accelerator, tensors: dict[str, Tensor], seed: int)
         torch.cuda.set_rng_state(tensors["random.cuda"][rank].clone(), accelerator.device)
 
 
-def load_run(out: Path, model: SpikeGPT, described: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def begin_directory(run: Run) -> None:
+    """Make the run's directory, say in it what the run is, and clear what a killed process left half-written."""
+    try:
+        run.out.mkdir(parents=True, exist_ok=True)
+        write_json(run.out / "train.json", {**run.described, "model": run.model.config.to_dict()})
+    except OSError as error:
+        raise UserError(f"cannot write to {run.out}: {error.strerror}; choose another directory") from None
+    remove_leftovers(run.out)
+    remove_leftovers(run.out / CHECKPOINTS)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint, in the main process; after the last step the finished model too. Every process must call it.
+
+    Where the model is sharded, each process writes its own part of the optimiser's state.
+    """
+    accelerator, model, also = run.accelerator, run.whole(), None
+    tensors = random_tensors(accelerator)
+    for name, tensor in run.objective.named_carried().items():
+        tensors[name] = accelerator.gather(tensor).cpu()  # pyright: ignore[reportAttributeAccessIssue]
+    if run.config.shard:
+        shares = run.out / CHECKPOINTS
+        optimizer = optimizer_tensors(run.model, run.optimizer)
+        write_share(shares, accelerator.process_index, accelerator.num_processes, optimizer)
+        accelerator.wait_for_everyone()
+        also = partial(collect_shares, shares)
+    elif model is not None:
+        tensors |= optimizer_tensors(model, run.optimizer)
+    if model is not None:
+        values = {
+            "run": run.described,
+            "windows": run.batches.state_dict(),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            "last": run.last,
+            "losses": run.losses,
+        }
+        save_checkpoint(run.out, run.step, model, tensors=tensors, values=values, keep=run.config.keep, also=also)
+        if run.step == run.config.steps:
+            publish(run.out, model)
+    accelerator.wait_for_everyone()
+
+
+def restore(run: Run, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Put the run where `save` wrote the tensors and values that `load_run` gives."""
+    load_optimizer(run.model, run.optimizer, tensors)
+    run.batches.load_state_dict(values["windows"])
+    if run.accelerator.scaler is not None and values["scaler"]:
+        run.accelerator.scaler.load_state_dict(values["scaler"])
+    load_random(run.accelerator, tensors, run.config.seed + values["step"])
+    rows = slice(run.batches.rank * run.batches.batch_size, (run.batches.rank + 1) * run.batches.batch_size)
+    carried = {name: tensor[rows] for name, tensor in tensors.items() if name.startswith("carried.")}
+    run.objective.load_carried({name: tensor.to(run.accelerator.device) for name, tensor in carried.items()})
+    run.step, run.last, run.losses = values["step"], values["last"], values["losses"]
+
+
+def load_run(
+    out: Path, model: SpikeGPT, config: TrainConfig, identity: dict[str, Any], processes: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the latest checkpoint of the run in `out` into `model`; the trainer's tensors and values.
 
-    UsageError: there is none, or the run `described` is another than the one that wrote it.
+    UsageError: there is none, or it was written by a run with other settings or data.
     """
+    wanted = described(config, identity, processes)
     path = latest_checkpoint(out)
     if path is None:
         raise UsageError(f"nothing to resume: {out / CHECKPOINTS} has no checkpoint; start without resume")
@@ -83,11 +154,11 @@ def load_run(out: Path, model: SpikeGPT, described: dict[str, Any]) -> tuple[dic
     # Settings that the run's version did not know have their defaults.
     values["run"]["train"] = TrainConfig.from_dict(values["run"]["train"]).to_dict()
     tensors |= read_shares(path)
-    _check_batch(out, values["run"], described)
+    _check_batch(out, values["run"], wanted)
     before = _flat({**values["run"], "model": read_config(path).to_dict()})
-    now = _flat({**described, "model": model.config.to_dict()})
+    now = _flat({**wanted, "model": model.config.to_dict()})
     free = _FREE | {"processes", "train.batch_size"}  # together they are the batch
-    if _same_so_far(values["run"], described, values["step"]):
+    if _same_so_far(values["run"], wanted, values["step"]):
         free |= _ENDING
     for field in sorted(before.keys() | now.keys()):
         if before.get(field) != now.get(field) and field not in free:

@@ -62,6 +62,7 @@ def whole_model(model: SpikeGPT, *, keep: bool) -> SpikeGPT | None:
     if keep:
         with torch.device("meta"):
             copy = SpikeGPT(model.config, backend=model.head.backend)
+        copy.tokenizer = model.tokenizer
         copy.to_empty(device=next(model.parameters()).device)
         for neuron in copy.event_neurons():
             neuron.events_seen.zero_()

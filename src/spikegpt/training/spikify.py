@@ -21,7 +21,7 @@ from ..loading import load, load_teacher
 from ..model.layers import Linear
 from ..model.neurons import EventNeuron, matrix_behind
 from ..model.spikegpt import SpikeGPT
-from .loop import fit
+from .language import fit_text
 from .resume import refuse_existing
 
 PathLike = str | os.PathLike[str]
@@ -88,7 +88,7 @@ def spikify(
         torch.manual_seed(config.seed)
         context = config.context or original.config.context
         calibrate(student, original, Windows(corpus.train, config.batch_size, context, config.seed))
-    return fit(
+    return fit_text(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
         resume=resume, progress=progress, teacher=taught_by if config.distill or config.match else None,
     )  # fmt: skip

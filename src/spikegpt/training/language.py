@@ -1,0 +1,102 @@
+"""Language modelling: what `fit` needs to train a model to predict the next token of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import TrainConfig
+from ..data.batches import Streams, Windows
+from ..data.token_file import TokenFile
+from ..errors import UsageError
+from ..evaluation import bits_on_tokens
+from ..model.spikegpt import SpikeGPT
+from ..tokenizer import Tokenizer
+from .loop import fit
+from .objective import NextToken
+from .processes import make_accelerator
+from .progress import Metrics
+
+
+def fit_text(
+    model: SpikeGPT, tokenizer: Tokenizer, train: TokenFile, valid: TokenFile | None, config: TrainConfig, out: Path, *,
+    resume: bool = False, progress: bool = True, tensorboard: bool = False, device: str | None = None,
+    teacher: SpikeGPT | None = None,
+) -> Metrics:  # fmt: skip
+    """Train `model` in place to predict the tokens of `train`, and evaluate it on `valid`; see `loop.fit`.
+
+    Args:
+        device: None: a GPU if there is one, else the CPU; "cpu": the CPU.
+        teacher: a model of the same vocabulary that is learnt from too (`config.distill`, `config.match`).
+    Returns:
+        The last figures: step, tokens, loss, bits_per_byte and spike_rate (on held-out text), interrupted, ...
+    Raises:
+        UsageError: the settings cannot work. UserError: the loss diverges, or the disk is full.
+    """
+    accelerator = make_accelerator(config, device)
+    check_teacher(model, teacher, config)
+    if valid is not None and valid.n_tokens < 2:
+        raise UsageError(f"the held-out text has {valid.n_tokens} tokens and needs 2; hold out more, or nothing at all")
+    if teacher is not None:
+        teacher.to(accelerator.device).eval()
+    reader = Streams if config.carry_state else Windows
+    batches = reader(
+        train, config.batch_size, config.context or model.config.context, config.seed,
+        rank=accelerator.process_index, world=accelerator.num_processes,
+    )  # fmt: skip
+    batches.step = config.skip
+    model.tokenizer = tokenizer
+    files = {"train": train, "valid": valid}
+    last = fit(
+        model, batches, NextToken(model, config, teacher),
+        None if valid is None else lambda whole: _evaluate(whole, valid, config),
+        config, out, accelerator=accelerator,
+        identity={name: _identity(file) for name, file in files.items() if file is not None},
+        resume=resume, progress=progress, tensorboard=tensorboard,
+    )  # fmt: skip
+    return last | {
+        "bits_per_byte": last.get("valid_bits_per_byte"),
+        "spike_rate": last.get("valid_spike_rate", last["spike_rate"]),
+    }
+
+
+def check_teacher(model: SpikeGPT, teacher: SpikeGPT | None, config: TrainConfig) -> None:
+    """UsageError where the teacher and the weights of its part in the loss do not go together."""
+    if (teacher is None) != (config.distill == config.match == 0):
+        raise UsageError("a teacher and a distill or match weight above 0 go together; give both or neither")
+    if teacher is not None and config.match and _residuals(teacher) != _residuals(model):
+        raise UsageError(
+            f"match compares the residuals of {_residuals(model)} with the teacher's, which are {_residuals(teacher)}; "
+            "take a teacher of the same shape, or match 0"
+        )
+
+
+def _evaluate(model: SpikeGPT, valid: TokenFile, config: TrainConfig) -> Metrics:
+    """Bits per byte of the first `eval_tokens` held-out tokens in float32, the state carried through them, as `eval` does."""
+    count = min(config.eval_tokens or valid.n_tokens, valid.n_tokens)
+    ids = np.asarray(valid.ids[:count])
+    assert model.tokenizer is not None
+    n_bytes = valid.n_bytes if count == valid.n_tokens else _bytes_of(ids, model.tokenizer)
+    measured = bits_on_tokens(model, ids, n_bytes)
+    return {
+        "valid_bits_per_byte": measured.bits_per_byte,
+        "valid_bits_per_token": measured.bits_per_token,
+        "valid_spike_rate": measured.spike_rate,
+    }
+
+
+def _residuals(model: SpikeGPT) -> str:
+    return f"{model.config.n_layer} blocks x {model.config.n_embd} channels"
+
+
+def _identity(file: TokenFile) -> dict[str, Any]:
+    return {"tokens": file.n_tokens, "bytes": file.n_bytes, "hash": file.hash}
+
+
+def _bytes_of(ids: np.ndarray, tokenizer: Tokenizer) -> int:
+    counts = np.bincount(ids)
+    if tokenizer.eos_id is not None:
+        counts[tokenizer.eos_id : tokenizer.eos_id + 1] = 0  # it ends a document and is no part of its text
+    return sum(int(counts[i]) * len(tokenizer.token_bytes(int(i))) for i in np.flatnonzero(counts))
