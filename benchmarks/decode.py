@@ -26,7 +26,7 @@ from spikegpt.engine.integers import IntegerModel
 from spikegpt.generation.decode import generate
 from spikegpt.model.neurons import EventNeuron
 from spikegpt.model.spikegpt import SpikeGPT
-from spikegpt.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+from spikegpt.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
 
 NEOX = Path(__file__).parents[2] / "shared/data/tokenizers/20B_tokenizer.json"
 GOALS = "Goals: 2.5, 4.5 and 7 times the dense engine at 20, 10 and 5%; dense at 75% of the read."
@@ -89,7 +89,7 @@ def at_activities(config: ModelConfig, activities: list[float], bits: int) -> It
 def a_tokenizer(vocab_size: int) -> Tokenizer:
     """GPT-NeoX's where it fits and is at hand, else one of single characters."""
     if vocab_size == 50277 and NEOX.exists():
-        return BPETokenizer.from_file(NEOX)
+        return load_tokenizer(NEOX)
     return CharTokenizer(
         "".join(map(chr, itertools.islice((c for c in range(32, 0x20000) if not 0xD800 <= c < 0xE000), vocab_size)))
     )

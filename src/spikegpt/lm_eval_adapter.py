@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .errors import UsageError, UserError
 from .evaluation import evaluating, tokenizer_of
-from .generation.decode import generate_batch, start_id
+from .generation.decode import generate_batch
 from .loading import load
 from .model.ragged import read_rows
 from .model.state import State
@@ -71,7 +71,7 @@ class SpikeGPTLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The token before a text's first."""
-        return start_id(self._tokenizer)
+        return self._tokenizer.start_id
 
     @property
     def tokenizer_name(self) -> str:

@@ -18,6 +18,7 @@ from spikegpt.tokenizer import (
     CharTokenizer,
     StreamDecoder,
     Tokenizer,
+    load_reference_vocabulary,
     load_tokenizer,
     train_bpe,
 )
@@ -168,7 +169,7 @@ def test_many_texts_as_one_by_one(tokenizer: Tokenizer) -> None:
 
 @needs_neox
 def test_gpt_neox() -> None:
-    neox = BPETokenizer.from_file(NEOX)
+    neox = load_tokenizer(NEOX)
     assert (neox.vocab_size, neox.eos_id) == (50277, 0)
     assert neox.encode("Hello world").tolist() == [12092, 1533]
     assert neox.token_bytes(0) == b"<|endoftext|>" and neox.token_bytes(50276) == b"  "
@@ -183,7 +184,7 @@ def test_gpt_neox() -> None:
 def test_the_reference_vocabulary(tmp_path: Path) -> None:
     path = tmp_path / "vocab.json"
     path.write_text(json.dumps({"0": "\n", "2": "é", "1": "🙂"}, ensure_ascii=False), encoding="utf-16")
-    assert CharTokenizer.from_reference_json(path).chars == ["\n", "🙂", "é"]
+    assert load_reference_vocabulary(path).chars == ["\n", "🙂", "é"]
 
 
 @pytest.mark.parametrize(
@@ -194,12 +195,12 @@ def test_files_that_are_no_reference_vocabulary(tmp_path: Path, text: str, encod
     path = tmp_path / "vocab.json"
     path.write_text(text, encoding=encoding)
     with pytest.raises(UserError, match=complaint):
-        CharTokenizer.from_reference_json(path)
+        load_reference_vocabulary(path)
 
 
 def test_a_missing_reference_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
-        CharTokenizer.from_reference_json(tmp_path / "none.json")
+        load_reference_vocabulary(tmp_path / "none.json")
 
 
 @settings(max_examples=50, deadline=None)

@@ -37,7 +37,7 @@ def write_batch(model: Any, prompts: Sequence[str], as_json: bool, **options: An
     """Several texts written together: each after its prompt, or a line of JSON each."""
     for prompt, text in zip(prompts, complete(model, prompts, **options), strict=True):
         if as_json:
-            print_json(_described(prompt, text.written, len(text.ids), text.tokens, text.reason))
+            print_json(_described(prompt, text.written, text.prompt_tokens, text.tokens, text.reason))
         else:
             print(f"{prompt}{text.written}\n")
 

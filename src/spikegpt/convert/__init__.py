@@ -29,7 +29,7 @@ from ..convert import published, rwkvcpp
 from ..engine.packed import is_packed
 from ..errors import UsageError, UserError
 from ..files import write_atomically
-from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from ..tokenizer import ByteTokenizer, Tokenizer, load_reference_vocabulary, load_tokenizer
 from .names import check, config_of, renamed
 from .stored import read_safetensors, write_safetensors
 
@@ -175,5 +175,5 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     if path.is_file():
         with path.open("rb") as file:
             if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-                return CharTokenizer.from_reference_json(path)
+                return load_reference_vocabulary(path)
     return load_tokenizer(path)

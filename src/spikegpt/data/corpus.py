@@ -108,14 +108,22 @@ def cut_between_words(text: str, limit: int) -> int:
     return line_end + 1 if line_end >= 0 else limit
 
 
-def pieces(text: str, limit: int) -> Iterator[str]:
-    """The text in pieces of at most `limit` characters, cut where tokenisation does not notice."""
-    start = 0
-    while len(text) - start > limit:
-        end = start + cut_between_words(text[start : start + limit + 2], limit)
-        yield text[start:end]
-        start = end
-    yield text[start:]
+def pieces(text: str | Iterable[str], limit: int) -> Iterator[str]:
+    """A text, or the parts of one, in pieces of at most `limit` characters, cut where tokenisation does not notice."""
+    rest = ""
+    for part in [text] if isinstance(text, str) else text:
+        rest += part
+        start = 0
+        while len(rest) - start > limit + 1:
+            end = start + cut_between_words(rest[start : start + limit + 2], limit)
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    if len(rest) > limit:
+        cut = cut_between_words(rest, limit)
+        yield rest[:cut]
+        rest = rest[cut:]
+    yield rest
 
 
 def _expand_one(path: Path) -> list[Path]:

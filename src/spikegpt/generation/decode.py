@@ -1,4 +1,4 @@
-"""Writing text: read the prompt, then one token at a time, out as valid UTF-8 as soon as it is certain.
+"""Generating text: read the prompt, then choose one token at a time; text is returned as soon as it is certain.
 
 V vocabulary. The last token of a text is always kept back (`pending`): the state has not read it yet, and reading it
 gives the logits of the next one.
@@ -7,21 +7,22 @@ gives the logits of the next one.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UsageError, UserError
+from ..data.corpus import PIECE, pieces
+from ..errors import UsageError
 from ..evaluation import device_of, evaluating, tokenizer_of
 from ..model.state import State
-from ..tokenizer import StreamDecoder, Tokenizer
-from .sampling import Sampler, make_sampler
-from .stopping import StopFilter
+from ..tokenizer import Tokenizer
+from .sampling import make_sampler
+from .session import Session, load_session, save_session
+from .text import Text
 
 PREFILL = 512
 """Prompt tokens read at a time, so that a prompt of any length takes constant memory."""
@@ -31,7 +32,7 @@ PathLike = str | os.PathLike[str]
 
 def generate(
     model: Any,
-    prompt: str = "",
+    prompt: str | Iterable[str] = "",
     *,
     max_tokens: int = 256,
     temperature: float = 0.8,
@@ -47,9 +48,11 @@ def generate(
     """The model's continuation of `prompt`, as an iterator of pieces of text.
 
     Ends after `max_tokens` tokens, before the first of the `stop` strings, or at the tokenizer's end of text; the
-    settings in between are those of `make_sampler`. `state` is a file to go on from, with or without more prompt;
-    `save_state` one to write at the end, which remembers all that was read and written, a stop string included.
-    Without prompt and state a new text begins.
+    settings in between are those of `make_sampler`. A prompt in parts (any iterable of strings) is read as it comes.
+    `state` is a session's file to continue, with or without more prompt; `save_state` one to write at the end. A text
+    written in parts, each continuing the session of the one before, is the text written at once: half a character or
+    the beginning of a stop string at the end of a part is returned by the next. Without prompt and state a new text
+    begins.
     """
     if save_state is not None and not Path(save_state).absolute().parent.is_dir():
         raise UsageError(f"{save_state} cannot be written: its folder does not exist; make it first")
@@ -64,10 +67,10 @@ def generate(
         seed=seed,
     )
     tokenizer = tokenizer_of(model)
-    begun, pending = (model.init_state(1), []) if state is None else load_session(state, model)
-    ids = pending + _encode(tokenizer, prompt) or [start_id(tokenizer)]
-    text = Text(tokenizer, model.config.vocab_size, ids, sampler, max_tokens, stop)
-    return Generation(model, text, begun, save_state)
+    session = Session(model.init_state(1)) if state is None else load_session(state, model)
+    continues = save_state is not None
+    text = Text(tokenizer, model.config.vocab_size, sampler, max_tokens, stop, session=session, continues=continues)
+    return Generation(model, text, _prompt_ids(tokenizer, prompt), session.state, save_state)
 
 
 def generate_batch(
@@ -106,81 +109,56 @@ def complete(
     texts, states = [], []
     with evaluating(model):
         for prompt, own_seed in zip(prompts, seeds, strict=True):
-            ids = _encode(tokenizer, prompt) or [start_id(tokenizer)]
             sampler = make_sampler(**sampling, seed=own_seed)
-            texts.append(Text(tokenizer, model.config.vocab_size, ids, sampler, max_tokens, stop))
+            text = Text(tokenizer, model.config.vocab_size, sampler, max_tokens, stop)
             # Each prompt is read by itself: no padding, so nothing depends on how long its neighbours are.
-            states.append(prefill(model, ids[:-1], model.init_state(1)))
-        if texts:
-            for _ in _decode(model, texts, State.stack(states)):
-                pass
+            states.append(read_prompt(model, text, _prompt_ids(tokenizer, prompt), model.init_state(1)))
+            texts.append(text)
+        if len(texts) == 1:
+            _decode_alone(model, texts[0], states[0])
+        elif texts:
+            _decode_together(model, texts, State.stack(states))
     return texts
 
 
-class Text:
-    """One text being written."""
+class Generation(Iterator[str]):
+    """Pieces of one text as they are generated, and what is known of it so far.
+
+    Nothing is open between two pieces: an iteration may be given up at any time, also by the end of the program.
+    """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        vocab_size: int,
-        ids: list[int],
-        sampler: Sampler,
-        max_tokens: int,
-        stop: str | Sequence[str],
+        self, model: Any, text: Text, prompt: Iterator[list[int]], state: State, save_to: PathLike | None
     ) -> None:
-        if max_tokens < 0:
-            raise UsageError(f"max_tokens={max_tokens} must not be negative")
-        self.ids = ids
-        """What was read: the prompt's tokens, after the pending one of a saved state."""
-        self.pending = ids[-1]
-        self.written = ""
-        self.tokens = 0
-        self.reason = None if max_tokens else "length"
-        """Why it ended: length, stop (a stop string) or end (the tokenizer's end of text); None while it goes on."""
-        self._sampler, self._left, self._end = sampler, max_tokens, tokenizer.eos_id
-        self._seen = torch.zeros(vocab_size, dtype=torch.bool)
-        self._seen[ids] = True
-        self._decoder, self._filter = StreamDecoder(tokenizer), StopFilter(stop)
-
-    def advance(self, logits: Tensor) -> str:
-        """Choose the next token from logits [V]; the text that is now certain, often none."""
-        self.pending = self._sampler(logits, self._seen)
-        self._seen[self.pending] = True
-        self.tokens += 1
-        self._left -= 1
-        if self.pending == self._end:
-            self.reason, piece = "end", self._filter.push(self._decoder.flush())
-        else:
-            piece = self._filter.push(self._decoder.push(self.pending))
-            if not self._left:
-                self.reason = "length"
-                piece += self._filter.push(self._decoder.flush())
-        if self._filter.stopped:
-            self.reason = "stop"
-        elif self.reason:
-            piece += self._filter.flush()
-        self.written += piece
-        return piece
-
-
-class Generation(Iterator[str]):
-    """Pieces of one text as they are written, and what is known of it so far."""
-
-    def __init__(self, model: Any, text: Text, state: State, save_to: PathLike | None) -> None:
-        self._text = text
-        self._pieces = _stream(model, text, state, save_to)
+        self._model, self._text, self._prompt = model, text, prompt
+        self._begun, self._save_to = state, save_to
+        self._steps: Any = None
+        self._closed = False
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        if self._closed:
+            raise StopIteration
+        with torch.inference_mode(), evaluating(self._model):
+            if self._steps is None:
+                state = read_prompt(self._model, self._text, self._prompt, self._begun)
+                self._steps = _steps(self._model, state)
+            while self._text.reason is None:
+                if piece := _advance(self._steps, self._text):
+                    return piece
+        self.close()
+        if self._save_to is not None:
+            save_session(self._save_to, self._text.session(self._steps.state()))
+        if rest := self._text.finish():
+            return rest
+        raise StopIteration
 
     def close(self) -> None:
         """End it early; nothing is saved."""
-        self._pieces.close()
+        self._closed = True
 
     @property
     def text(self) -> str:
-        """Everything written so far, without the prompt."""
+        """Everything generated so far, without the prompt."""
         return self._text.written
 
     @property
@@ -191,48 +169,58 @@ class Generation(Iterator[str]):
     @property
     def prompt_tokens(self) -> int:
         """Tokens read before the first was chosen."""
-        return len(self._text.ids)
+        return self._text.prompt_tokens
 
     @property
     def reason(self) -> str | None:
-        """Why it ended: length, stop or end; None while it goes on."""
+        """Why it ended: length, stop or end; None while it continues."""
         return self._text.reason
 
 
-# A decorated generator is in inference mode only while it runs, not while its consumer does.
-@torch.inference_mode()
-def _stream(model: Any, text: Text, state: State, save_to: PathLike | None) -> Generator[str]:
-    with evaluating(model):
-        state = prefill(model, text.ids[:-1], state)
-        state = yield from _decode(model, [text], state)
-    if save_to is not None:
-        save_session(save_to, state, text.pending)
+class _Steps:
+    """One text read token by token by a model that has no `stream` of its own."""
+
+    def __init__(self, model: Any, state: State) -> None:
+        self._model, self._state, self._device = model, state, device_of(model)
+
+    def step(self, token: int) -> Tensor:
+        """Read one token; logits [V] of the next, on the CPU."""
+        logits, self._state = self._model(torch.tensor([[token]], device=self._device), self._state)
+        return logits[0, -1].float().cpu()
+
+    def state(self) -> State:
+        """After all that was read."""
+        return self._state
 
 
-def _decode(model: Any, texts: list[Text], state: State) -> Generator[str, None, State]:
-    """Step until every text has ended, yielding each text's new piece where there is one; returns the last state."""
-    if len(texts) == 1 and hasattr(model, "stream"):
-        return (yield from _decode_stream(model.stream(state), texts[0]))
+def _steps(model: Any, state: State) -> Any:
+    return model.stream(state) if hasattr(model, "stream") else _Steps(model, state)
+
+
+def _advance(steps: Any, text: Text) -> str:
+    """Read the pending token and choose the next; the text that is now certain."""
+    assert text.pending is not None
+    scores = steps.step(text.pending)
+    with contextlib.nullcontext() if isinstance(steps, _Steps) else _one_thread():
+        return text.advance(scores)
+
+
+def _decode_alone(model: Any, text: Text, state: State) -> None:
+    """Generate one text to its end."""
+    steps = _steps(model, state)
+    while text.reason is None:
+        _advance(steps, text)
+
+
+def _decode_together(model: Any, texts: list[Text], state: State) -> None:
+    """Generate every text to its end, in one batch that shrinks as they end."""
     device = device_of(model)
     while rows := [row for row, text in enumerate(texts) if text.reason is None]:
         if len(rows) < len(texts):
             texts, state = [texts[row] for row in rows], state.take(rows)
         logits, state = model(torch.tensor([[text.pending] for text in texts], device=device), state)
         for text, scores in zip(texts, logits[:, -1].float().cpu(), strict=True):
-            if piece := text.advance(scores):
-                yield piece
-    return state
-
-
-def _decode_stream(stream: Any, text: Text) -> Generator[str, None, State]:
-    """The same for one text on an engine that steps in place, with threads of its own."""
-    while text.reason is None:
-        scores = stream.step(text.pending)
-        with _one_thread():
-            piece = text.advance(scores)
-        if piece:
-            yield piece
-    return stream.state()
+            text.advance(scores)
 
 
 @contextlib.contextmanager
@@ -246,6 +234,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def read_prompt(model: Any, text: Text, prompt: Iterable[list[int]], state: State) -> State:
+    """Read a prompt's ids as they come; the state after all tokens of the text but the last, which is its `pending`."""
+    for ids in prompt:
+        unread = [] if text.pending is None else [text.pending]
+        text.read(ids)
+        state = prefill(model, [*unread, *ids[:-1]], state)
+    if text.pending is None:
+        text.read([tokenizer_of(model).start_id])
+    return state
+
+
 def prefill(model: Any, ids: Sequence[int], state: State) -> State:
     """The state of one text after reading `ids`."""
     if hasattr(model, "stream"):  # an engine that takes any length at once
@@ -256,34 +255,8 @@ def prefill(model: Any, ids: Sequence[int], state: State) -> State:
     return state
 
 
-def start_id(tokenizer: Tokenizer) -> int:
-    """The token that a text begins with where no prompt does: end of text, else a newline, else the first token."""
-    if tokenizer.eos_id is not None:
-        return tokenizer.eos_id
-    try:
-        return int(tokenizer.encode("\n")[-1])
-    except (UserError, IndexError):
-        return 0
-
-
-def save_session(path: PathLike, state: State, pending: int) -> None:
-    """Write a state and the token that it has not read yet."""
-    state.save(path, {"pending": json.dumps(pending)})
-
-
-def load_session(path: PathLike, model: Any) -> tuple[State, list[int]]:
-    """The state of one text of `model`, and the tokens it has not read yet (none in a file of `State.save`)."""
-    from safetensors import safe_open
-
-    state = State.load(path)
-    expected = model.init_state(1).named()
-    shapes = {name: tensor.shape for name, tensor in state.named().items()}
-    if shapes != {name: tensor.shape for name, tensor in expected.items()}:
-        raise UserError(f"{path} is not the state of one text of this model; load the model that wrote it")
-    with safe_open(path, "pt") as file:
-        pending = (file.metadata() or {}).get("pending")
-    return state.to(device_of(model)), [] if pending is None else [json.loads(pending)]
-
-
-def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    return tokenizer.encode(prompt).tolist()
+def _prompt_ids(tokenizer: Tokenizer, prompt: str | Iterable[str]) -> Iterator[list[int]]:
+    """The ids of a prompt in parts of at most `PIECE` characters, none of them empty."""
+    for piece in pieces(prompt, PIECE):
+        if ids := tokenizer.encode(piece).tolist():
+            yield ids

@@ -17,30 +17,31 @@ class StopFilter:
         self._stop = [stop] if isinstance(stop, str) else list(stop)
         if "" in self._stop:
             raise UsageError("a stop string must not be empty")
-        self._held = ""
+        self.held = ""
+        """Text that may be the beginning of a stop string."""
         self.stopped = False
 
     def push(self, text: str) -> str:
         """What is certain after more text; nothing once a stop string was found."""
         if self.stopped:
             return ""
-        self._held += text
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        self.held += text
+        found = [at for stop in self._stop if (at := self.held.find(stop)) >= 0]
         if found:
             self.stopped = True
             return self._release(min(found))
-        return self._release(len(self._held) - self._beginning())
+        return self._release(len(self.held) - self._beginning())
 
     def flush(self) -> str:
         """What was held back, at the end of the text."""
-        return self._release(len(self._held))
+        return self._release(len(self.held))
 
     def _release(self, count: int) -> str:
-        out, self._held = self._held[:count], self._held[count:]
+        out, self.held = self.held[:count], self.held[count:]
         return out
 
     def _beginning(self) -> int:
         """Length of the longest end of the held text with which a stop string begins."""
-        longest = min(len(self._held), max(map(len, self._stop), default=1) - 1)
-        ends = (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stop))
+        longest = min(len(self.held), max(map(len, self._stop), default=1) - 1)
+        ends = (n for n in range(longest, 0, -1) if any(stop.startswith(self.held[-n:]) for stop in self._stop))
         return next(ends, 0)

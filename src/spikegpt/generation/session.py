@@ -1,0 +1,90 @@
+"""Sessions: everything needed to continue a text as if it had never been interrupted. V vocabulary."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..evaluation import device_of
+from ..model.state import State
+
+PathLike = str | os.PathLike[str]
+
+_KEY = "session"
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a text was left: the model's state, and what decoding knows beside it."""
+
+    state: State
+    """After every token of the text but `pending`; one sequence."""
+    pending: int | None = None
+    """The last token of the text, which the state has not read yet; None: no token has been read."""
+    seen: tuple[int, ...] = ()
+    """The distinct tokens of the text so far, for the repetition penalty."""
+    undecoded: bytes = b""
+    """The bytes of an incomplete UTF-8 character at the end of the text."""
+    held: str = ""
+    """Text that was generated but not returned, because it may be the beginning of a stop string."""
+
+
+def save_session(path: PathLike, session: Session) -> None:
+    """Write a session atomically: the state's tensors as safetensors, the rest as JSON in the file's metadata."""
+    values = {
+        "pending": session.pending,
+        "seen": session.seen,
+        "undecoded": session.undecoded.hex(),
+        "held": session.held,
+    }
+    session.state.save(path, {_KEY: json.dumps(values)})
+
+
+def load_session(path: PathLike, model: Any) -> Session:
+    """Read a session of `model`; a file of `State.save` is a session without pending token.
+
+    Raises UserError if the file is not a session or not one of this model: names, shapes and dtypes of the state, and
+    every value beside it, are checked.
+    """
+    from safetensors import safe_open
+
+    state = State.load(path)
+    expected = model.init_state(1).named()
+    named = state.named()
+    if {name: (t.shape, t.dtype) for name, t in named.items()} != {n: (t.shape, t.dtype) for n, t in expected.items()}:
+        raise UserError(f"{path} is not the state of one text of this model; load the model that wrote it")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in named.values()):
+        raise UserError(f"{path} holds a state that is not finite (NaN or infinity); begin the text again")
+    state = state.to(device_of(model))
+    with safe_open(path, "pt") as file:
+        written = (file.metadata() or {}).get(_KEY)
+    return Session(state) if written is None else _parse(path, written, state, model.config.vocab_size)
+
+
+def _parse(path: PathLike, written: str, state: State, vocab_size: int) -> Session:
+    try:
+        values = json.loads(written)
+        pending, seen, held = values["pending"], values["seen"], values["held"]
+        undecoded = bytes.fromhex(values["undecoded"])
+        tokens = [*seen, *([] if pending is None else [pending])]
+        if not isinstance(held, str) or not _is_incomplete(undecoded):
+            raise ValueError
+        held.encode()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{path} is damaged: what it says beside the state makes no session; begin the text again") from None
+    wrong = [token for token in tokens if type(token) is not int or not 0 <= token < vocab_size]
+    if wrong:
+        raise UserError(f"{path} has a token {str(wrong[0])[:20]}, outside this model's vocabulary of {vocab_size}")
+    return Session(state, pending, tuple(seen), undecoded, held)
+
+
+def _is_incomplete(raw: bytes) -> bool:
+    """Whether the bytes are the beginning of one UTF-8 character, or none."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(raw) == "" and len(raw) < 4

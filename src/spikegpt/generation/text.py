@@ -1,0 +1,100 @@
+"""One text while it is generated: what was read, what was chosen, what may be shown. V vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..model.state import State
+from ..tokenizer import StreamDecoder, Tokenizer
+from .sampling import Sampler
+from .session import Session
+from .stopping import StopFilter
+
+
+class Text:
+    """Counts and decodes the tokens of one text; knows when it ends.
+
+    continues: the text will be saved as a session, so that what is incomplete when the token limit is reached (half a
+    character, the beginning of a stop string) is kept for the next part instead of being shown as it is.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        sampler: Sampler,
+        max_tokens: int,
+        stop: str | Sequence[str],
+        *,
+        session: Session | None = None,
+        continues: bool = False,
+    ) -> None:
+        if max_tokens < 0:
+            raise UsageError(f"max_tokens={max_tokens} must not be negative")
+        self.pending: int | None = None
+        """The last token, which the state has not read yet; None before the first."""
+        self.prompt_tokens = 0
+        """Tokens read before the first was chosen, the pending one of a session among them."""
+        self.written = ""
+        """Everything generated so far that is certain."""
+        self.tokens = 0
+        """Tokens chosen so far."""
+        self.reason = None if max_tokens else "length"
+        """Why it ended: length, stop (a stop string) or end (the end-of-text token); None while it continues."""
+        self._sampler, self._left, self._end, self._continues = sampler, max_tokens, tokenizer.eos_id, continues
+        self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+        self._decoder, self._filter, self._opening = StreamDecoder(tokenizer), StopFilter(stop), ""
+        if session is not None:
+            self._resume(session)
+
+    def _resume(self, session: Session) -> None:
+        if session.pending is not None:
+            self.read([session.pending])
+        self._seen[list(session.seen)] = True
+        self._decoder.pending = session.undecoded
+        self._filter.held = session.held
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Take note of tokens of the prompt, at least one."""
+        # What the last part left incomplete cannot be completed by a prompt: it is shown before what follows.
+        self._opening += self._filter.flush() + self._decoder.flush()
+        self._seen[ids] = True
+        self.prompt_tokens += len(ids)
+        self.pending = ids[-1]
+
+    def advance(self, logits: Tensor) -> str:
+        """Choose the next token from logits [V]; the text that is now certain, often none."""
+        chosen = self.pending = self._sampler(logits, self._seen)
+        self._seen[chosen] = True
+        self.tokens += 1
+        self._left -= 1
+        if chosen == self._end:
+            self.reason, piece = "end", self._filter.push(self._decoder.flush())
+        else:
+            piece = self._filter.push(self._decoder.push(chosen))
+            self.reason = None if self._left else "length"
+        if self._filter.stopped:
+            self.reason = "stop"
+        return self._show(piece) + (self.finish() if self.reason else "")
+
+    def finish(self) -> str:
+        """What was incomplete when the text ended, as it is; nothing if it is kept for the next part."""
+        if self._continues and self.reason == "length":
+            return ""
+        piece = self._filter.push(self._decoder.flush())
+        return self._show(piece if self._filter.stopped else piece + self._filter.flush())
+
+    def _show(self, piece: str) -> str:
+        piece, self._opening = self._opening + piece, ""
+        self.written += piece
+        return piece
+
+    def session(self, state: State) -> Session:
+        """Where the text is left, `state` having read all of it but the pending token."""
+        held = "" if self._filter.stopped else self._filter.held
+        seen = tuple(self._seen.nonzero().flatten().tolist())
+        return Session(state, self.pending, seen, self._decoder.pending, self._opening + held)
