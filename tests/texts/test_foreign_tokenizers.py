@@ -135,7 +135,9 @@ def test_composing_is_no_loss(tmp_path_factory, normalizer, text: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(st.sampled_from("ab猫é🙂 \n\t'1\0\u0301<|endoftext>"), max_size=40), drop=st.sets(st.integers(0, 255)))
+@given(
+    text=st.text(st.sampled_from("ab猫é🙂 \n\t'1\0\u0301<|endoftext>"), max_size=40), drop=st.sets(st.integers(0, 255))
+)
 def test_any_text_comes_back_or_is_refused(tmp_path_factory, text: str, drop: set[int]) -> None:
     alphabet = [symbol for number, symbol in enumerate(sorted(ALPHABET)) if number not in drop]
     tokenizer = load(learn(alphabet=alphabet, text="a "), tmp_path_factory.mktemp("any"))
@@ -177,7 +179,12 @@ def test_names_of_ids_that_are_no_characters_stay(tmp_path: Path) -> None:
     tokenizer = load(characters({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}), tmp_path)
     assert tokenizer.encode("ab").tolist() == [2, 3]
     tokenizer.save(tmp_path / "again")
-    assert Library.from_file(str(tmp_path / "again/tokenizer.json")).get_vocab() == {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}
+    assert Library.from_file(str(tmp_path / "again/tokenizer.json")).get_vocab() == {
+        "[PAD]": 0,
+        "[UNK]": 1,
+        "a": 2,
+        "b": 3,
+    }
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,9 @@ def _parse(path: PathLike, written: str, state: State, vocab_size: int) -> Sessi
             raise ValueError
         held.encode()
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path} is damaged: what it says beside the state makes no session; begin the text again") from None
+        raise UserError(
+            f"{path} is damaged: what it says beside the state makes no session; begin the text again"
+        ) from None
     wrong = [token for token in tokens if type(token) is not int or not 0 <= token < vocab_size]
     if wrong:
         raise UserError(f"{path} has a token {str(wrong[0])[:20]}, outside this model's vocabulary of {vocab_size}")

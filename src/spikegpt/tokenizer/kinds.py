@@ -158,7 +158,9 @@ class BPETokenizer(Tokenizer):
             )
         if int(self._lengths[ids].sum()) != len(raw):
             came = self.decode(ids)
-            at = next((i for i, (a, b) in enumerate(zip(read, came, strict=False)) if a != b), min(len(read), len(came)))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(read, came, strict=False)) if a != b), min(len(read), len(came))
+            )
             wrong = f"{read[at]!r} (U+{ord(read[at]):04X})" if at < len(read) else "the end"
             raise UserError(
                 f"the tokenizer does not give the text back: it loses or changes {wrong} at position {at} "

@@ -22,7 +22,8 @@ MOST_TOKENS = 1 << 21
 # Everything that tokenizers in use are known to drop, strip, add or fold.
 _PROBES = (
     "a", " a", "a b", "  a  b  ", "a\n\nb\n", "\ta\r\nb\r\n", "\n", " ", "A a Z z", "it's 12 345,6 -- (ok)!?", "\x00\x7f\x1b",
-    "é Ä ß ñ", "e\u0301", "ﬁ ² ½ Å", "猫が窓の外を見ている。", "привет мир", "🙂👩‍👩‍👧🏽", "\u00a0\u2003\u200b\u00ad\ufeffx", "…“”—",
+    "é Ä ß ñ", "e\u0301", "ﬁ ² ½ Å", "猫が窓の外を見ている。", "привет мир",
+    "🙂👩‍👩‍👧🏽", "\u00a0\u2003\u200b\u00ad\ufeffx", "…“”—",
     "▁a", "Ġa", "##a", "a</w>",
 )  # fmt: skip
 # Normalisers after which a text is canonically equivalent to what it was.
@@ -96,7 +97,9 @@ def _check_ids(path: Path, spec: dict[str, Any]) -> None:
     if not vocab:
         raise UserError(f"{path} holds a tokenizer without tokens")
     if wrong := [id for id in ids if type(id) is not int or not 0 <= id < MOST_TOKENS]:
-        raise UserError(f"{path} has the id {str(wrong[0])[:20]}; ids must be whole numbers from 0 to {MOST_TOKENS - 1}")
+        raise UserError(
+            f"{path} has the id {str(wrong[0])[:20]}; ids must be whole numbers from 0 to {MOST_TOKENS - 1}"
+        )
     if len(set(vocab.values())) < len(vocab):
         raise UserError(f"{path} gives the same id to several tokens; such a text does not come back")
 
