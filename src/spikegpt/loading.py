@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,7 +15,7 @@ from .engine import EventModel, run
 from .engine.packed import is_packed, unpack
 from .errors import UsageError, UserError
 from .model.spikegpt import SpikeGPT
-from .tokenizer import ByteTokenizer
+from .tokenizer import ByteTokenizer, Tokenizer
 
 ENGINES = ("auto", "float", "event")
 
@@ -64,12 +66,24 @@ def load(
     return model.to(device).eval()
 
 
-def load_teacher(directory: PathLike, student: ModelConfig) -> SpikeGPT:
-    """The model in `directory`, whose predictions another of the same vocabulary is to learn."""
+def load_teachers(
+    directories: PathLike | Sequence[PathLike] | None, student: ModelConfig, tokenizer: Tokenizer
+) -> list[SpikeGPT]:
+    """The models in one directory or several, whose predictions another with the same tokenizer is to learn."""
+    if directories is None:
+        return []
+    if isinstance(directories, str | os.PathLike):
+        directories = [directories]
+    return [_load_teacher(directory, student, tokenizer) for directory in directories]
+
+
+def _load_teacher(directory: PathLike, student: ModelConfig, tokenizer: Tokenizer) -> SpikeGPT:
     teacher = load(str(directory), engine="float")
+    mend = "a teacher must have the same tokenizer"
     if teacher.config.vocab_size != student.vocab_size:
         raise UsageError(
-            f"the teacher {directory} has {teacher.config.vocab_size} tokens, the model {student.vocab_size}; "
-            "a teacher must have the same tokenizer"
+            f"the teacher {directory} has {teacher.config.vocab_size} tokens, the model {student.vocab_size}; {mend}"
         )
+    if teacher.tokenizer is None or teacher.tokenizer.digest != tokenizer.digest:
+        raise UsageError(f"the teacher {directory} cuts text into other tokens than the model; {mend}")
     return teacher

@@ -137,20 +137,24 @@ def test_streams_longer_than_the_text(corpus):
     assert "\n" not in str(caught.value)
 
 
-def test_a_carried_state_is_what_one_long_batch_would_have(tmp_path, corpus):
+@pytest.mark.parametrize("teachers", [0, 2])
+def test_a_carried_state_is_what_one_long_batch_would_have(teachers):
     """And it keeps nothing of the batch before alive: memory does not grow with the length of a stream."""
     from spikegpt.config import ModelConfig, TrainConfig
     from spikegpt.model.spikegpt import SpikeGPT
 
-    model = SpikeGPT(ModelConfig(**{**training.MODEL, "dropout": 0.0}))
-    objective = NextToken(model, TrainConfig(carry_state=True, logit_penalty=0.0), None)
+    model, *taught_by = (SpikeGPT(ModelConfig(**{**training.MODEL, "dropout": 0.0})) for _ in range(1 + teachers))
+    how = {"logit_penalty": 0.0, "distill": 0.5 if teachers else 0.0}
+    objective = NextToken(model, TrainConfig(carry_state=True, **how), taught_by)
     ids = torch.randint(256, (2, 33))
     parts = [
         objective(ids[:, start : start + 8], ids[:, start + 1 : start + 9], start == 0)[0] for start in range(0, 32, 8)
     ]
-    whole = NextToken(model, TrainConfig(logit_penalty=0.0), None)(ids[:, :-1], ids[:, 1:])[0]
+    whole = NextToken(model, TrainConfig(**how), taught_by)(ids[:, :-1], ids[:, 1:])[0]
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-5)
-    for tensor in objective.named_carried().values():
+    carried = objective.named_carried()
+    assert {name.split(".")[1] for name in carried} == {str(reader) for reader in range(1 + teachers)}
+    for tensor in carried.values():
         assert not tensor.requires_grad
         assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
 

@@ -1,6 +1,7 @@
 """A continuous model becomes an event-driven one that fires as asked and has not forgotten what it knew."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import evaluate
 from spikegpt.model.meter import SpikeMeter
 from spikegpt.model.spikegpt import SpikeGPT
-from spikegpt.tokenizer import ByteTokenizer
+from spikegpt.tokenizer import ByteTokenizer, CharTokenizer
 from spikegpt.training import loss
 from spikegpt.training.objective import NextToken
 from spikegpt.training.spikify import calibrate, event_driven, spikify
@@ -43,8 +44,8 @@ def twin(tmp_path_factory) -> Path:
 def test_what_is_reported_is_the_texts_loss_with_or_without_a_teacher() -> None:
     student, teacher = (make_model("before"), make_model("none"))
     ids = torch.randint(student.config.vocab_size, (2, 9))
-    text = NextToken(student, TrainConfig(), None)(ids[:, :-1], ids[:, 1:])
-    taught = NextToken(student, TrainConfig(distill=0.9), teacher)(ids[:, :-1], ids[:, 1:])
+    text = NextToken(student, TrainConfig())(ids[:, :-1], ids[:, 1:])
+    taught = NextToken(student, TrainConfig(distill=0.9), [teacher])(ids[:, :-1], ids[:, 1:])
     assert taught[1].item() == pytest.approx(text[0].item()) and not taught[1].requires_grad
     distance = loss.distillation(student(ids[:, :-1])[0], teacher(ids[:, :-1])[0])
     assert taught[0].item() == pytest.approx(0.1 * text[0].item() + 0.9 * distance.item(), rel=1e-5)
@@ -64,8 +65,8 @@ def test_a_student_is_drawn_to_the_teachers_residuals(recompute: bool) -> None:
     student.train().gradient_checkpointing = recompute
     for block in student.blocks:
         block.drop.p = 0.0
-    plain, _ = NextToken(student, TrainConfig(distill=0.5), teacher)(ids[:, :-1], ids[:, 1:])
-    drawn, text = NextToken(student, TrainConfig(distill=0.5, match=2.0), teacher)(ids[:, :-1], ids[:, 1:])
+    plain, _ = NextToken(student, TrainConfig(distill=0.5), [teacher])(ids[:, :-1], ids[:, 1:])
+    drawn, text = NextToken(student, TrainConfig(distill=0.5, match=2.0), [teacher])(ids[:, :-1], ids[:, 1:])
     ours: list[torch.Tensor] = []
     theirs: list[torch.Tensor] = []
     student(ids[:, :-1], None, ours)
@@ -118,11 +119,37 @@ def test_thresholds_are_set_for_the_activity_at_the_start(twin: Path) -> None:
 def test_another_model_teaches(twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path / "teacher", make_model("after"), ByteTokenizer())
     seen = []
-    monkeypatch.setattr("spikegpt.training.spikify.fit_text", lambda *_, teacher, **__: seen.append(teacher))
+    monkeypatch.setattr("spikegpt.training.spikify.fit_text", lambda *_, teachers, **__: seen.append(teachers))
     how = {"data": [twin / "text.txt"], "cache": tmp_path, "progress": False}
     spikify(twin / "run", tmp_path / "a", **how, teacher=tmp_path / "teacher")
     spikify(twin / "run", tmp_path / "b", **how)
-    assert [teacher.config.spikes for teacher in seen] == ["after", "none"]
+    spikify(twin / "run", tmp_path / "c", **how, teacher=[tmp_path / "teacher", twin / "run"])
+    assert [[teacher.config.spikes for teacher in teachers] for teachers in seen] == [
+        ["after"],
+        ["none"],
+        ["after", "none"],
+    ]
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(twin: Path, tmp_path: Path) -> None:
+    other = CharTokenizer(map(chr, range(32, 32 + 256)))
+    assert other.vocab_size == ByteTokenizer().vocab_size
+    save_model(tmp_path / "teacher", make_model("none"), other)
+    how = {"data": [twin / "text.txt"], "cache": tmp_path, "progress": False}
+    with pytest.raises(UsageError, match="cuts text into other tokens than the model"):
+        spikify(twin / "run", tmp_path / "a", **how, teacher=tmp_path / "teacher")
+
+
+def test_of_several_teachers_the_mean_of_their_probabilities_is_learnt() -> None:
+    student, *teachers = make_model("before"), make_model("none", seed=1), make_model("none", seed=2)
+    ids = torch.randint(student.config.vocab_size, (2, 9))
+    objective, _ = NextToken(student, TrainConfig(distill=1.0), teachers)(ids[:, :-1], ids[:, 1:])
+    mean = torch.stack([teacher(ids[:, :-1])[0].softmax(-1) for teacher in teachers]).mean(0)
+    q = student(ids[:, :-1])[0].log_softmax(-1)
+    assert objective.item() == pytest.approx((mean * (mean.log() - q)).sum(-1).mean().item(), rel=1e-5)
+    # Where both are sure, nothing underflows to an infinite loss.
+    sure = torch.tensor([[[300.0, 0.0]]])
+    assert loss.distillation(torch.zeros(1, 1, 2), loss.mixture([sure, sure])).item() == pytest.approx(math.log(2))
 
 
 def test_an_event_driven_model_goes_on_to_another_activity(twin: Path, tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ def spikify(
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
     distill: Annotated[float, typer.Option(help="Weight of the teacher's predictions, in [0, 1].")] = 0.9,
     match: Annotated[float, typer.Option(help="Weight of the distance from the teacher's residuals.")] = 2.0,
-    teacher: Annotated[Path | None, typer.Option(help="A model to learn from.", show_default="the original")] = None,
+    teacher: Annotated[
+        list[Path], typer.Option(help="A model to learn from; several: their mean.", show_default="the original")
+    ] = [],  # noqa: B006
     precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DST.")] = False,
     cache: Annotated[
@@ -41,7 +43,8 @@ def spikify(
         precision=precision,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     result = run(
-        source, out, data=data, valid=valid, activity=activity, config=config, teacher=teacher, resume=resume, cache=cache,
+        source, out, data=data, valid=valid, activity=activity, config=config, teacher=teacher or None, resume=resume,
+        cache=cache,
     )  # fmt: skip
     if json:
         print_json(result)

@@ -36,8 +36,9 @@ def train(
         Path | None, typer.Option(help="Where tokenised text is kept.", show_default="~/.cache/spikegpt")
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="A model's directory; with --distill its predictions are learnt too.")
-    ] = None,
+        list[Path],
+        typer.Option(help="A model's directory; with --distill its predictions are learnt too. Several: their mean."),
+    ] = [],  # noqa: B006
     auto: Annotated[
         bool,
         typer.Option("--auto", help="Pick precision, backend, batch and accumulation for this machine, and say why."),
@@ -56,7 +57,7 @@ def train(
     fields = settings_from(overrides) | ({} if spikes is None else {"spikes": spikes})
     result = train_on(
         data, out, valid=valid, hold_out=hold_out, shape=shape, tokenizer=tokenizer, overrides=fields, config=config,
-        resume=resume, cache=cache, backend=backend, device=device, tensorboard=tensorboard, teacher=teacher,
+        resume=resume, cache=cache, backend=backend, device=device, tensorboard=tensorboard, teacher=teacher or None,
         auto=given_options(command) if auto else None,
     )  # fmt: skip
     if json:

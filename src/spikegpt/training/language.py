@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,24 @@ from .progress import Metrics
 def fit_text(
     model: SpikeGPT, tokenizer: Tokenizer, train: TokenFile, valid: TokenFile | None, config: TrainConfig, out: Path, *,
     resume: bool = False, progress: bool = True, tensorboard: bool = False, device: str | None = None,
-    teacher: SpikeGPT | None = None,
+    teachers: Sequence[SpikeGPT] = (),
 ) -> Metrics:  # fmt: skip
     """Train `model` in place to predict the tokens of `train`, and evaluate it on `valid`; see `loop.fit`.
 
     Args:
         device: None: a GPU if there is one, else the CPU; "cpu": the CPU.
-        teacher: a model of the same vocabulary that is learnt from too (`config.distill`, `config.match`).
+        teachers: models of the same tokenizer that are learnt from too: the mean of their probabilities
+            (`config.distill`), the residuals of the first (`config.match`).
     Returns:
         The last figures: step, tokens, loss, bits_per_byte and spike_rate (on held-out text), interrupted, ...
     Raises:
         UsageError: the settings cannot work. UserError: the loss diverges, or the disk is full.
     """
     accelerator = make_accelerator(config, device)
-    check_teacher(model, teacher, config)
+    check_teachers(model, teachers, config)
     if valid is not None and valid.n_tokens < 2:
         raise UsageError(f"the held-out text has {valid.n_tokens} tokens and needs 2; hold out more, or nothing at all")
-    if teacher is not None:
+    for teacher in teachers:
         teacher.to(accelerator.device).eval()
     reader = Streams if config.carry_state else Windows
     batches = reader(
@@ -50,7 +52,7 @@ def fit_text(
     model.tokenizer = tokenizer
     files = {"train": train, "valid": valid}
     last = fit(
-        model, batches, NextToken(model, config, teacher),
+        model, batches, NextToken(model, config, teachers),
         None if valid is None else lambda whole: _evaluate(whole, valid, config),
         config, out, accelerator=accelerator,
         identity={name: _identity(file) for name, file in files.items() if file is not None},
@@ -62,13 +64,13 @@ def fit_text(
     }
 
 
-def check_teacher(model: SpikeGPT, teacher: SpikeGPT | None, config: TrainConfig) -> None:
-    """UsageError where the teacher and the weights of its part in the loss do not go together."""
-    if (teacher is None) != (config.distill == config.match == 0):
+def check_teachers(model: SpikeGPT, teachers: Sequence[SpikeGPT], config: TrainConfig) -> None:
+    """UsageError where the teachers and the weights of their part in the loss do not go together."""
+    if bool(teachers) != bool(config.distill or config.match):
         raise UsageError("a teacher and a distill or match weight above 0 go together; give both or neither")
-    if teacher is not None and config.match and _residuals(teacher) != _residuals(model):
+    if config.match and _residuals(teachers[0]) != _residuals(model):
         raise UsageError(
-            f"match compares the residuals of {_residuals(model)} with the teacher's, which are {_residuals(teacher)}; "
+            f"match compares the residuals of {_residuals(model)} with the teacher's, which are {_residuals(teachers[0])}; "
             "take a teacher of the same shape, or match 0"
         )
 

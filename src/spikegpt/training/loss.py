@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
@@ -22,6 +23,17 @@ def loss_fn(logits: Tensor, targets: Tensor, penalty: float = 1e-4) -> Tensor:
 def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
     """Mean Kullback-Leibler divergence, in nats, of logits [B, T, V] from a teacher's [B, T, V], which learns nothing."""
     return ops.divergence(logits, teacher)
+
+
+def mixture(logits: Sequence[Tensor]) -> Tensor:
+    """Logits [B, T, V] of the mean of the probabilities that several models' logits [B, T, V] stand for."""
+    first, *others = logits
+    if not others:
+        return first
+    together = F.log_softmax(first.float(), -1)
+    for other in others:
+        together = torch.logaddexp(together, F.log_softmax(other.float(), -1))
+    return together
 
 
 def mismatch(residuals: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:

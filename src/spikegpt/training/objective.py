@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..model.spikegpt import SpikeGPT
 from ..model.state import State
-from .loss import distillation, loss_fn, mismatch
+from .loss import distillation, loss_fn, mismatch, mixture
 
 
 class Objective(nn.Module):
@@ -33,17 +34,17 @@ class Objective(nn.Module):
 
 
 class NextToken(Objective):
-    """Cross entropy of each next token, with a teacher's predictions and residuals beside it if there is one."""
+    """Cross entropy of each next token, with the predictions and residuals of teachers beside it if there are any."""
 
-    def __init__(self, model: SpikeGPT, config: TrainConfig, teacher: SpikeGPT | None) -> None:
+    def __init__(self, model: SpikeGPT, config: TrainConfig, teachers: Sequence[SpikeGPT] = ()) -> None:
         super().__init__(model)
-        self.distill, self.match = (config.distill, config.match) if teacher is not None else (0.0, 0.0)
+        self.distill, self.match = (config.distill, config.match) if teachers else (0.0, 0.0)
         self.penalty = config.logit_penalty
         self.carries = config.carry_state
-        self.carried: list[State | None] = [None, None]
-        """What the model and its teacher remember of the batch before, cut off from its graph."""
-        # A list hides the compiled model and the teacher from named_parameters.
-        self._readers: list[Any] = [torch.compile(model) if config.compile else model, teacher]
+        # A list hides the compiled model and the teachers from named_parameters.
+        self._readers: list[Any] = [torch.compile(model) if config.compile else model, *teachers]
+        self.carried: list[State | None] = [None] * len(self._readers)
+        """What the model and its teachers remember of the batch before, cut off from its graph."""
 
     def forward(self, inputs: Tensor, targets: Tensor, begins: bool = True) -> tuple[Tensor, Tensor]:
         """What to minimise, and the text's own loss in nats per token, of inputs [B, T] at targets [B, T], int64: scalars.
@@ -55,18 +56,19 @@ class NextToken(Objective):
         if self.distill == self.match == 0:
             return loss, loss.detach()
         with torch.no_grad():
-            taught, teachers = self._read(1, inputs, begins)
+            read = [self._read(teacher, inputs, begins) for teacher in range(1, len(self._readers))]
+        taught, theirs = zip(*read, strict=True)
         objective = (1 - self.distill) * loss
         if self.distill:
-            objective = objective + self.distill * distillation(logits, taught)
+            objective = objective + self.distill * distillation(logits, mixture(taught))
         if self.match:
-            objective = objective + self.match * mismatch(residuals, teachers)
+            objective = objective + self.match * mismatch(residuals, theirs[0])
         return objective, loss.detach()
 
     def _read(self, reader: int, inputs: Tensor, begins: bool) -> tuple[Tensor, list[Tensor]]:
         state = None if begins else self.carried[reader]
         residuals: list[Tensor] = []
-        logits, state = self._readers[reader](inputs, state, residuals if self.match else None)
+        logits, state = self._readers[reader](inputs, state, residuals if self.match and reader < 2 else None)
         if self.carries:
             # Copies: a view of the last token would keep the whole batch's activations.
             self.carried[reader] = state.map(lambda tensor: tensor.detach().clone())
@@ -83,7 +85,7 @@ class NextToken(Objective):
 
     def load_carried(self, tensors: dict[str, Tensor]) -> None:
         """The reverse of `named_carried`."""
-        for reader in (0, 1):
+        for reader in range(len(self.carried)):
             prefix = f"carried.{reader}."
             mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             self.carried[reader] = State.from_named(mine) if mine else None

@@ -15,7 +15,7 @@ from ..config import ModelConfig, TrainConfig, preset
 from ..data.corpus import documents
 from ..data.tokens import prepare
 from ..errors import UsageError
-from ..loading import load_teacher
+from ..loading import load_teachers
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer, train_bpe
 from .language import fit_text
@@ -41,7 +41,7 @@ def train_on(
     device: str | None = None,
     progress: bool = True,
     tensorboard: bool = False,
-    teacher: PathLike | None = None,
+    teacher: PathLike | Sequence[PathLike] | None = None,
     auto: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Train a model on files, folders and globs, into the directory `out`; its last figures (`language.fit_text`).
@@ -51,7 +51,8 @@ def train_on(
         shape: a preset's name, `overrides` fields of its ModelConfig to replace.
         tokenizer: bytes, chars, bpe:SIZE or the path of a tokenizer.json; None: what suits the preset's vocabulary.
         resume: go on with the run in `out`, whose model and tokenizer it takes; the data must be given again.
-        teacher: directory of a model with the same vocabulary, for `config.distill`.
+        teacher: directory of a model with the same tokenizer, for `config.distill`, or of several: the mean of their
+            probabilities is learnt.
         cache: where tokenised text is kept for the next run; None: `~/.cache/spikegpt`.
         auto: pick precision, backend, batch_size and accumulate for this machine, but for those named here.
     """
@@ -64,7 +65,7 @@ def train_on(
         wanted = preset(shape, **(overrides or {}))
         made = make_tokenizer(tokenizer or _suited(wanted), [*data, *valid])
         model_config = _with_vocabulary(wanted, made, "vocab_size" in (overrides or {}))
-    taught_by = None if teacher is None else load_teacher(teacher, model_config)
+    teachers = load_teachers(teacher, model_config, made)
     if auto is not None:
         machine = Machine.found(device)
         choice = as_begun(out, config, auto, backend, machine.processes) if resume else None
@@ -83,7 +84,7 @@ def train_on(
     model = SpikeGPT(model_config, backend=backend)
     return fit_text(
         model, made, corpus.train, corpus.valid, config, out,
-        resume=resume, progress=progress, tensorboard=tensorboard, device=device, teacher=taught_by,
+        resume=resume, progress=progress, tensorboard=tensorboard, device=device, teachers=teachers,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ..convert import convert
 from ..data.batches import Windows
 from ..data.tokens import prepare
 from ..errors import UsageError
-from ..loading import load, load_teacher
+from ..loading import load, load_teachers
 from ..model.layers import Linear
 from ..model.neurons import EventNeuron, matrix_behind
 from ..model.spikegpt import SpikeGPT
@@ -41,7 +41,7 @@ def spikify(
     valid: Sequence[PathLike] = (),
     event: EventConfig | None = None,
     config: TrainConfig | None = None,
-    teacher: PathLike | None = None,
+    teacher: PathLike | Sequence[PathLike] | None = None,
     resume: bool = False,
     cache: PathLike | None = None,
     progress: bool = True,
@@ -58,7 +58,8 @@ def spikify(
         event: everything else about the neurons.
         config: the fine-tuning; by default 500 steps that learn nine parts from the teacher's predictions and one from
             the text, and are drawn to the teacher's residuals.
-        teacher: directory of a model with the same tokenizer that is learnt from; None: the original, if it is continuous.
+        teacher: directory of a model with the same tokenizer that is learnt from, or of several: the mean of their
+            probabilities and the residuals of the first; None: the original, if it is continuous.
         resume: go on with the fine-tuning in `out`; everything else must be given again.
         data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
     Raises:
@@ -83,14 +84,14 @@ def spikify(
         valid_paths=[Path(path) for path in valid] or None, progress=progress,
     )  # fmt: skip
     student = event_driven(original, event)
-    taught_by = original if teacher is None else load_teacher(teacher, student.config)
+    teachers = [original] if teacher is None else load_teachers(teacher, student.config, tokenizer)
     if not resume and before is None:
         torch.manual_seed(config.seed)
         context = config.context or original.config.context
         calibrate(student, original, Windows(corpus.train, config.batch_size, context, config.seed))
     return fit_text(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
-        resume=resume, progress=progress, teacher=taught_by if config.distill or config.match else None,
+        resume=resume, progress=progress, teachers=teachers if config.distill or config.match else (),
     )  # fmt: skip
 
 
