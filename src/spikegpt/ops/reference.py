@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .checks import IGNORED, check_targets, counted, promoted
+
 _ELEMENTS = {"cpu": 2**18}
 """Log-probabilities held at a time: what a core's cache has room for, or elsewhere 2**26."""
 
@@ -94,18 +96,21 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
         largest, where = logits.max(-1)
         log_total = (logits - largest.unsqueeze(-1)).exp_().sum(-1).log_().add_(largest)
-        ctx.save_for_backward(logits, targets, log_total, largest, where)
+        ignored = targets == IGNORED
+        classes = targets.masked_fill(ignored, 0).unsqueeze(-1)
+        ctx.save_for_backward(logits, classes, ignored, log_total, largest, where)
         ctx.penalty = penalty
-        return (log_total - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)).mean()
+        losses = log_total - logits.gather(-1, classes).squeeze(-1)
+        return losses.masked_fill(ignored, 0).sum() / counted(targets)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        logits, targets, log_total, largest, where = ctx.saved_tensors
-        scale = grads[0] / targets.numel()
+        logits, classes, ignored, log_total, largest, where = ctx.saved_tensors
+        scale = grads[0] / (~ignored).sum()
         grad = (logits - log_total.unsqueeze(-1)).exp_().mul_(scale)
-        grad.scatter_add_(-1, targets.unsqueeze(-1), -scale.expand(*targets.shape, 1))
+        grad.scatter_add_(-1, classes, -scale.expand(classes.shape))
         grad.scatter_add_(-1, where.unsqueeze(-1), (largest * ctx.penalty * scale).unsqueeze(-1))
-        return grad, None, None
+        return grad.masked_fill_(ignored.unsqueeze(-1), 0), None, None
 
 
 def spike(z: Tensor, alpha: float) -> Tensor:
@@ -115,6 +120,7 @@ def spike(z: Tensor, alpha: float) -> Tensor:
 
 def wkv(decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """See `ops.wkv`; `state` is given."""
+    decay, first, k, v, state = promoted(decay, first, k, v, state)
     numerator, denominator, exponent = state.unbind(1)
     outputs = []
     for k_t, v_t in zip(k.unbind(1), v.unbind(1), strict=True):
@@ -132,12 +138,14 @@ def gated_wkv(
     decay: Tensor, first: Tensor, k: Tensor, v: Tensor, state: Tensor, gate: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """See `ops.gated_wkv`; `state` is given."""
+    decay, first, k, v, state, gate = promoted(decay, first, k, v, state, gate)
     y, state = wkv(decay, first, k, v, state)
     return (torch.sigmoid(gate) * y).to(dtype), state
 
 
 def lif(x: Tensor, membrane: Tensor, tau: float, threshold: float, alpha: float) -> tuple[Tensor, Tensor]:
     """See `ops.lif`; `membrane` is given."""
+    x, membrane = promoted(x, membrane)
     outputs = []
     for x_t in x.unbind(1):
         charged = membrane + (x_t - membrane) / tau
@@ -166,17 +174,20 @@ def event(
     signed: bool,
     hard: bool,
     window: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """See `ops.event`; `membrane` is given."""
     if leak is None:
-        return _Event.apply(x, threshold, unit, levels, smallest, signed, window), membrane
+        x, threshold, unit = promoted(x, threshold, unit)
+        return _Event.apply(x, threshold, unit, levels, smallest, signed, window).to(dtype), membrane
+    x, threshold, unit, leak, membrane = promoted(x, threshold, unit, leak, membrane)
     outputs = []
     for x_t in x.unbind(1):
         charged = leak * membrane + x_t
         events = _Event.apply(charged, threshold, unit, levels, smallest, signed, window)
         membrane = torch.where(events == 0, charged, 0) if hard else charged - events * unit
         outputs.append(events)
-    return torch.stack(outputs, 1) if outputs else x.clone(), membrane.clone()
+    return (torch.stack(outputs, 1) if outputs else x.clone()).to(dtype), membrane.clone()
 
 
 def tally(events: Tensor, levels: int) -> Tensor:
@@ -186,17 +197,20 @@ def tally(events: Tensor, levels: int) -> Tensor:
 
 def shift_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """See `ops.shift_mix`."""
+    x, last, *mixes = promoted(x, last, *mixes)
     before = torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
     return tuple(torch.lerp(before, x, mix).to(dtype) for mix in mixes)
 
 
 def relu_squared(x: Tensor, dtype: torch.dtype) -> Tensor:
     """See `ops.relu_squared`."""
+    (x,) = promoted(x)
     return torch.square(torch.relu(x)).to(dtype)
 
 
 def gate(opening: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """See `ops.gate`."""
+    opening, x = promoted(opening, x)
     return (torch.sigmoid(opening) * x).to(dtype)
 
 
@@ -207,7 +221,9 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 def cross_entropy(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
     """See `ops.cross_entropy`."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    (logits,) = promoted(logits)
+    if not torch.compiler.is_compiling():  # then gather itself refuses what is out of range
+        check_targets(targets, logits.shape[-1])
     return _CrossEntropy.apply(logits, targets, penalty)
 
 

@@ -14,6 +14,8 @@ constexpr int kBlock = 64;
 constexpr int kChunk = 32;
 // Elements of one item where a tensor has no shape that matters.
 constexpr int kFlat = 4096;
+// Target of a row that does not count.
+constexpr int64_t kIgnored = -100;
 // Elements done together where nothing is walked through time.
 constexpr int kRow = 256;
 
@@ -174,6 +176,7 @@ struct Dropout {
   Results y;
 };
 
+// Rows whose target is kIgnored get a loss and a gradient of 0; every other target is 0 to classes - 1.
 struct CrossEntropyForward {
   int64_t classes;
   Values logits;                           // [rows, classes]

@@ -68,6 +68,11 @@ int64_t find(const CrossEntropyForward &op, int64_t row, float value) {
 }
 
 void forward_row(const CrossEntropyForward &op, int64_t row) {
+  if (op.targets[row] == kIgnored) {
+    op.losses[row] = op.log_totals[row] = op.largest[row] = 0.0f;
+    op.where[row] = 0;
+    return;
+  }
   float buffer[1];
   const float largest = largest_of(op.logits, op.classes, row);
   op.largest[row] = largest;
@@ -80,7 +85,17 @@ void softmax_row(float *__restrict grad, const float *__restrict x, float log_to
   for (int c = 0; c < width; ++c) grad[c] = exp_negative(x[c] - log_total) * scale;
 }
 
+void ignored_row(const CrossEntropyBackward &op, int64_t row) {
+  float grad_buffer[kBlock];
+  for_blocks(op.classes, [&](int64_t at, int width) {
+    float *grad = place(op.grad, row * op.classes + at, grad_buffer);
+    for (int c = 0; c < width; ++c) grad[c] = 0.0f;
+    finish(op.grad, row * op.classes + at, width, grad);
+  });
+}
+
 void backward_row(const CrossEntropyBackward &op, int64_t row) {
+  if (op.targets[row] == kIgnored) return ignored_row(op, row);
   float buffer[kBlock], grad_buffer[kBlock];
   const float scale = op.grad_losses[row], pull = op.largest[row] * op.penalty * scale;
   for_blocks(op.classes, [&](int64_t at, int width) {

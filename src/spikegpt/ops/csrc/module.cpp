@@ -1,4 +1,5 @@
-// The Python module: addresses in, kernels out. Shapes, types and contiguity are the caller's duty (native.py).
+// The Python module: addresses in, kernels out. Shapes, types and contiguity are the caller's duty (ops/__init__.py and
+// ops/native); only targets are checked here, whose values index the logits.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -231,8 +232,16 @@ void dropout(int threads, Dims elements, float p, Address seed, Typed x, Typed y
   run_flat(active.load()->dropout, Dropout{elements, p, integers(seed), in(x), out(y)}, threads);
 }
 
+void check_targets(const int64_t *targets, int64_t rows, int64_t classes) {
+  for (int64_t row = 0; row < rows; ++row)
+    if ((targets[row] < 0 || targets[row] >= classes) && targets[row] != kIgnored)
+      throw std::out_of_range("target " + std::to_string(targets[row]) + " is neither 0 to " +
+                              std::to_string(classes - 1) + " nor " + std::to_string(kIgnored) + " (ignored)");
+}
+
 void cross_entropy_forward(int threads, Dims rows, Dims classes, Typed logits, Address targets, Address losses,
                            Address log_totals, Address largest, Address where) {
+  check_targets(integers(targets), rows, classes);
   run(active.load()->cross_entropy_forward,
       CrossEntropyForward{classes, in(logits), integers(targets), out(losses), out(log_totals), out(largest),
                           reinterpret_cast<int64_t *>(where)},

@@ -13,6 +13,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from ..checks import check_targets
+from ..reference import divergence, dropout, tally  # no kernels of Triton's: these are PyTorch's own passes
+
+__all__ = [
+    "INTERPRETED", "MISSING", "cross_entropy", "divergence", "dropout", "event", "gate", "gated_wkv", "lif", "lif_add",
+    "relu_squared", "shift_mix", "tally", "unfit", "wkv",
+]  # fmt: skip
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter, on tensors of the CPU; Triton reads it when it is imported."""
 
@@ -82,9 +90,9 @@ def event(
     return _event.event(x, threshold.float(), unit.float(), leak, membrane.float(), *settings)
 
 
-def shift_mix(x: Tensor, last: Tensor, mixes: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """See `ops.shift_mix`; mixes [n, C]."""
-    return _mix.shift_mix(x, last.float(), mixes.float(), dtype)
+def shift_mix(x: Tensor, last: Tensor, mixes: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """See `ops.shift_mix`."""
+    return _mix.shift_mix(x, last.float(), torch.stack([mix.flatten() for mix in mixes]).float(), dtype)
 
 
 def relu_squared(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -99,4 +107,6 @@ def gate(opening: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def cross_entropy(logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
     """See `ops.cross_entropy`."""
+    if INTERPRETED:  # on a GPU the kernel gives NaN instead
+        check_targets(targets, logits.shape[-1])
     return _loss.cross_entropy(logits, targets, penalty)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+Pair = tuple[Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]
 
 try:
     import spikegpt.ops._native as _native  # pyright: ignore[reportMissingImports] (built on installation)
@@ -17,6 +22,16 @@ except ImportError as error:
 else:
     MISSING = None
     CHUNK = _native.CHUNK
+
+
+def unfit(tensors: Sequence[Tensor]) -> str | None:
+    """Why the kernels cannot take these tensors, or None."""
+    for tensor in tensors:
+        if not tensor.is_cpu:
+            return f"they run on the CPU, and a tensor is on {tensor.device}"
+        if tensor.dtype not in _NARROW:
+            return f"they compute in float32, and a tensor is {tensor.dtype}"
+    return None
 
 
 def is_direct(*tensors: Tensor) -> bool:
@@ -64,3 +79,11 @@ def threads_and_shape(x: Tensor) -> tuple[int, int, int, int]:
     """Threads to use; B, T, C."""
     batch, time, channels = x.shape
     return torch.get_num_threads(), batch, time, channels
+
+
+def scan_outputs(x: Tensor, *state: int, half: bool = False) -> Triple:
+    """New tensors for the outputs of a scan of x: output [B, T, C], state [B, *state, C], checkpoints [B, N, *state, C]."""
+    batch, time, channels = x.shape
+    saved = max(time - 1, 0) // CHUNK
+    new, wide = x.new_empty, torch.float32
+    return empty(x, half), new(batch, *state, channels, dtype=wide), new(batch, saved, *state, channels, dtype=wide)

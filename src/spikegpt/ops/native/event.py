@@ -1,0 +1,235 @@
+"""Graded events, with a membrane and without, and their count: `event.cpp` as torch operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import (
+    Pair,
+    Triple,
+    _native,
+    at,
+    empty,
+    is_direct,
+    packed,
+    readable,
+    register,
+    scan_outputs,
+    threads_and_shape,
+    typed,
+)
+
+
+def event(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    leak: Tensor | None,
+    membrane: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    hard: bool,
+    window: float,
+    dtype: torch.dtype = torch.float32,
+) -> Pair:
+    """See `ops.event`; `membrane` is given."""
+    x, threshold, unit, half = readable(x), threshold.float(), unit.float(), dtype == torch.bfloat16
+    if leak is None:
+        point = _point_event if is_direct(x, threshold, unit) else _point_event_op
+        return point(x, threshold, unit, levels, smallest, signed, window, half).to(dtype), membrane
+    leak, membrane = leak.float(), membrane.float()
+    run = _event if is_direct(x, threshold, unit, leak, membrane) else _event_op
+    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, smallest, signed, hard, window, half)
+    return events.to(dtype), membrane
+
+
+def tally(events: Tensor, levels: int) -> Tensor:
+    """See `ops.tally`."""
+    rows = readable(events.detach())
+    rows = rows.flatten(0, -2) if rows.dim() > 1 else rows.unsqueeze(0)
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    counts = rows.new_empty(rows.shape[0], 2, dtype=torch.int32)
+    if counts.numel():
+        _native.tally(torch.get_num_threads(), *rows.shape, rows.stride(0), levels, *typed(rows), counts.data_ptr())
+    return counts.sum(0)
+
+
+def _event_empty(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    leak: Tensor,
+    membrane: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    hard: bool,
+    window: float,
+    half: bool = False,
+) -> Triple:
+    return scan_outputs(x, half=half)
+
+
+def _event(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    leak: Tensor,
+    membrane: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    hard: bool,
+    window: float,
+    half: bool = False,
+) -> Triple:
+    threshold, unit, x, leak, membrane = packed(threshold, unit, x, leak, membrane)
+    events, after, checkpoints = scan_outputs(x, half=half)
+    _native.event_forward(
+        *threads_and_shape(x), levels, smallest, window, signed, hard, *at(threshold, unit), *typed(x), *at(leak, membrane),
+        *typed(events), *at(after, checkpoints),
+    )  # fmt: skip
+    return events, after, checkpoints
+
+
+def _event_backward_empty(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    leak: Tensor,
+    membrane: Tensor,
+    checkpoints: Tensor,
+    grad_events: Tensor,
+    grad_out: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    hard: bool,
+    window: float,
+) -> Triple:
+    return torch.empty_like(x), torch.empty_like(leak), torch.empty_like(membrane)
+
+
+def _event_backward(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    leak: Tensor,
+    membrane: Tensor,
+    checkpoints: Tensor,
+    grad_events: Tensor,
+    grad_out: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    hard: bool,
+    window: float,
+) -> Triple:
+    threshold, unit, x, leak, membrane = packed(threshold, unit, x, leak, membrane)
+    checkpoints, grad_events, grad_out = packed(checkpoints, grad_events, grad_out)
+    grad_x, grad_leak, grad_in = torch.empty_like(x), torch.empty_like(membrane), torch.empty_like(membrane)
+    _native.event_backward(
+        *threads_and_shape(x), levels, smallest, window, signed, hard, *at(threshold, unit), *typed(x),
+        *at(leak, membrane, checkpoints), *typed(grad_events), *at(grad_out), *typed(grad_x), *at(grad_leak, grad_in),
+    )  # fmt: skip
+    return grad_x, grad_leak.sum(0), grad_in
+
+
+def _save_event(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
+    *tensors, levels, smallest, signed, hard, window, _ = inputs
+    ctx.settings = levels, smallest, signed, hard, window
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _event_gradients(ctx: Any, grad_events: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_leak, grad_in = _event_backward_op(*ctx.saved_tensors, grad_events, grad_out, *ctx.settings)
+    return grad_x, None, None, grad_leak, grad_in, None, None, None, None, None, None
+
+
+_event_op = register("event", _event, _event_empty)
+_event_backward_op = register("event_backward", _event_backward, _event_backward_empty)
+_event_op.register_autograd(_event_gradients, setup_context=_save_event)
+
+
+def _point_event_empty(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
+    half: bool = False,
+) -> Tensor:
+    return empty(x, half)
+
+
+def _point_event(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
+    half: bool = False,
+) -> Tensor:
+    threshold, unit, x = packed(threshold, unit, x)
+    events = empty(x, half)
+    threads, batch, time, channels = threads_and_shape(x)
+    settings = levels, smallest, window, signed
+    _native.point_event_forward(threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, events))
+    return events
+
+
+def _point_event_backward_empty(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    grad_events: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _point_event_backward(
+    x: Tensor,
+    threshold: Tensor,
+    unit: Tensor,
+    grad_events: Tensor,
+    levels: int,
+    smallest: int,
+    signed: bool,
+    window: float,
+) -> Tensor:
+    threshold, unit, x, grad_events = packed(threshold, unit, x, grad_events)
+    grad_x = torch.empty_like(x)
+    threads, batch, time, channels = threads_and_shape(x)
+    settings = levels, smallest, window, signed
+    _native.point_event_backward(
+        threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, grad_events, grad_x)
+    )
+    return grad_x
+
+
+def _save_point_event(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, threshold, unit, *ctx.settings, _ = inputs
+    ctx.save_for_backward(x, threshold, unit)
+
+
+def _point_event_gradients(ctx: Any, grad_events: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x = _point_event_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings)
+    return grad_x, None, None, None, None, None, None, None
+
+
+_point_event_op = register("point_event", _point_event, _point_event_empty)
+_point_event_backward_op = register("point_event_backward", _point_event_backward, _point_event_backward_empty)
+_point_event_op.register_autograd(_point_event_gradients, setup_context=_save_point_event)
