@@ -104,7 +104,7 @@ class EventConfig:
     leak: float = 0.0
     """Share of the membrane kept from token to token at the start, in [0, 1)."""
     learn_leak: bool = False
-    """Whether each channel learns its own leak by back-propagation."""
+    """Whether each channel learns its own leak by back-propagation, from `leak` on (from 0.02 if that is 0)."""
     reset: Reset = "hard"
     """After an event the membrane is set to 0 (hard) or the event is subtracted (soft)."""
     window: float = 0.0

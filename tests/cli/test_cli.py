@@ -211,7 +211,7 @@ def test_out_of_memory_is_one_line(call, tmp_path):
 
 def test_a_warning_is_one_line(call, model, monkeypatch):
     monkeypatch.setattr("spikegpt.ops.native.MISSING", "no compiler")
-    monkeypatch.setattr("spikegpt.ops._warned", False)
+    monkeypatch.setattr("spikegpt.ops.dispatch._warned", False)
     with warnings.catch_warnings(action="default"):
         code, _, err = call("generate", "-m", model, "Once", "-n", 2)
     assert code == 0 and err.startswith("warning: operators run in plain PyTorch") and err.count("\n") == 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spikegpt.ops import native
+from spikegpt.ops.native import library
 
 needs_native = pytest.mark.skipif(native.MISSING is not None, reason=f"native operators: {native.MISSING}")
 
@@ -50,10 +51,10 @@ def threads(number):
 def on_every_instruction_set(function):
     """Results of `function` on each instruction set that this machine can run."""
     results = []
-    for name in native._native.instruction_sets():
-        before = native._native.use(name)
+    for name in library._native.instruction_sets():
+        before = library._native.use(name)
         try:
             results.append(function())
         finally:
-            native._native.use(before)
+            library._native.use(before)
     return results

@@ -218,6 +218,34 @@ def test_cross_entropy_against_double(vocabulary):
     assert ops.cross_entropy(logits, targets, backend="triton").isnan()
 
 
+def test_ignored_targets_do_not_count():
+    logits = torch.randn(2, 3, 70, generator=generator()) * 4
+    targets = torch.randint(70, (2, 3), generator=generator(1))
+    targets[0, 1] = targets[1, 2] = ops.IGNORED
+
+    def function(logits, backend):
+        return [ops.cross_entropy(logits, targets, 0.5, backend=backend)]
+
+    against([logits], [torch.tensor(1.5)], function, 1e-5)
+    with torch.no_grad():
+        logits[0, 1, 3] = math.nan
+    leaf = logits.requires_grad_()
+    (loss,) = function(leaf, "triton")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert loss.isfinite() and gradient.isfinite().all() and not gradient[0, 1].any() and not gradient[1, 2].any()
+    assert ops.cross_entropy(leaf, torch.full_like(targets, ops.IGNORED), backend="triton").isnan()
+
+
+@pytest.mark.parametrize("wrong", [-1, 70, 10**12])
+def test_targets_outside_of_the_vocabulary_are_refused_and_never_read(wrong):
+    logits, targets = torch.zeros(4, 70, requires_grad=True), torch.tensor([1, wrong, 2, 3])
+    with pytest.raises(IndexError, match=f"target {wrong} is neither 0 to 69 nor -100"):
+        ops.cross_entropy(logits, targets, backend="triton")
+    loss = triton._loss.cross_entropy(logits, targets, 0.0)  # as on a GPU, where nobody waits to look at the targets
+    assert loss.isnan()
+    assert torch.autograd.grad(loss, logits)[0].shape == logits.shape
+
+
 # Any type, no tokens, NaN, the compiler
 
 
@@ -377,4 +405,8 @@ def test_a_choice_is_kept_or_refused():
     with pytest.raises(UserError, match=r"tensors are on cpu and on meta; move"):
         ops.lif(torch.zeros(1, 2, 3), torch.zeros(1, 3, device="meta"), backend="triton")
     assert ops.lif(torch.zeros(1, 2, 3, dtype=torch.float64))[0].dtype == torch.float64
+    for function in (lambda x, **how: ops.dropout(x, 0.5, **how), lambda x, **how: ops.tally(x, 1, **how)):
+        with pytest.raises(UserError, match=r"Triton operators cannot be used: .*float64"):
+            function(torch.zeros(1, 2, 3, dtype=torch.float64), backend="triton")
+    assert ops.tally(torch.ones(1, 2, 3), 1, backend="triton").tolist() == [6, 6]
     assert ops.event(torch.full((1, 1, 1), 2.0), one(1.0), one(1.0), backend="triton")[0].item() == 1

@@ -21,7 +21,9 @@ from op_checks import (
 
 from spikegpt import ops
 from spikegpt.errors import UserError
-from spikegpt.ops import native
+from spikegpt.ops import dispatch, native
+from spikegpt.ops.native.lif import _lif_op
+from spikegpt.ops.native.wkv import _wkv_op
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 
@@ -383,9 +385,9 @@ def test_compiles_without_a_graph_break():
 @pytest.mark.filterwarnings("ignore")
 def test_custom_operators_keep_torch_rules():
     inputs = [x.requires_grad_() for x in wkv_inputs(40, 3)]
-    torch.library.opcheck(native._wkv_op, inputs)
+    torch.library.opcheck(_wkv_op, inputs)
     x, membrane = (x.requires_grad_() for x in lif_inputs(40, 3))
-    torch.library.opcheck(native._lif_op, (x, membrane, 2.0, 1.0, 2.0))
+    torch.library.opcheck(_lif_op, (x, membrane, 2.0, 1.0, 2.0))
 
 
 def test_a_choice_is_kept_or_refused():
@@ -413,7 +415,7 @@ def test_wrong_shapes_are_named():
 
 def test_without_the_library_auto_warns_once(monkeypatch):
     monkeypatch.setattr(native, "MISSING", "no compiler")
-    monkeypatch.setattr(ops, "_warned", False)
+    monkeypatch.setattr(dispatch, "_warned", False)
     x = torch.full((1, 2, 3), 3.0)
     with pytest.warns(UserWarning, match="no compiler") as caught:
         spikes, _ = ops.lif(x)

@@ -16,7 +16,8 @@ from op_checks import (
 )
 
 from spikegpt import ops
-from spikegpt.ops import passes, reference
+from spikegpt.ops import reference
+from spikegpt.ops.native import loss, mix, pointwise
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 HALF = torch.bfloat16
@@ -320,12 +321,12 @@ def test_compiles_without_a_graph_break():
 def test_custom_operators_keep_torch_rules():
     x, last, *mixes = (t.requires_grad_() for t in shift_inputs(5, 3))
     logits, targets = cross_entropy_inputs(3, 5)
-    torch.library.opcheck(passes._shift_mix_op, (x, last, mixes, False))
-    torch.library.opcheck(passes._relu_squared_op, (x, True))
-    torch.library.opcheck(passes._gate_op, (x, x.detach().clone().requires_grad_(), False))
-    torch.library.opcheck(passes._dropout_op, (x, torch.tensor([7]), 0.5))
-    torch.library.opcheck(passes._cross_entropy_op, (logits.requires_grad_(), targets, 0.1))
-    torch.library.opcheck(passes._divergence_op, (logits, logits.detach().flip(-1)))
+    torch.library.opcheck(mix._shift_mix_op, (x, last, mixes, False))
+    torch.library.opcheck(pointwise._relu_squared_op, (x, True))
+    torch.library.opcheck(pointwise._gate_op, (x, x.detach().clone().requires_grad_(), False))
+    torch.library.opcheck(pointwise._dropout_op, (x, torch.tensor([7]), 0.5))
+    torch.library.opcheck(loss._cross_entropy_op, (logits.requires_grad_(), targets, 0.1))
+    torch.library.opcheck(loss._divergence_op, (logits, logits.detach().flip(-1)))
 
 
 def test_wrong_shapes_are_named():

@@ -16,6 +16,10 @@ from .. import ops
 from ..config import EventConfig, ModelConfig
 
 
+LEARNT_FROM = 0.02
+"""Where a learnt leak begins if its setting is 0, which no logit stands for."""
+
+
 class Neuron(nn.Module):
     """Base of every neuron; `forward` returns spikes [B, T, C] and the membrane [B, C], or None if it keeps none."""
 
@@ -87,7 +91,7 @@ class EventNeuron(Neuron):
         self.register_buffer("unit", torch.full((1,), 1 / config.resolution))
         self.register_buffer("events_seen", torch.zeros(4), persistent=False)
         if config.has_membrane:
-            start = torch.full((width,), _logit(max(config.leak, 0.02)))
+            start = torch.full((width,), _logit(config.leak or LEARNT_FROM))
             if config.learn_leak:
                 self.leak_logit = nn.Parameter(start)
             else:

@@ -74,7 +74,7 @@ class SpikeGPT(nn.Module):
     def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
         super().__init__()
         ops.require(backend)
-        self.config = config
+        self.config, self.backend = config, backend
         self.tokenizer: Tokenizer | None = None
         self.gradient_checkpointing = False
         """While training, compute each block again on the way back instead of keeping it: slower, less memory."""

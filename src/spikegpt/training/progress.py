@@ -120,8 +120,7 @@ def _facts(run: Run) -> str:
     total = run.step_tokens * run.config.steps
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     precision = {"no": "float32"}.get(run.config.precision, run.config.precision)
-    operators = "native" if run.accelerator.device.type == "cpu" else "triton"
-    operators = operators if ops.available()[operators] is True else "reference"
+    operators = ops.resolve(run.model.backend, run.accelerator.device)
     processes = run.accelerator.num_processes
     return (
         f"{parameters / 1e6:.2f}M parameters, {run.step_tokens:,.0f} tokens a step, {total:,.0f} in all = "

@@ -61,7 +61,7 @@ def whole_model(model: SpikeGPT, *, keep: bool) -> SpikeGPT | None:
     copy = None
     if keep:
         with torch.device("meta"):
-            copy = SpikeGPT(model.config, backend=model.head.backend)
+            copy = SpikeGPT(model.config, backend=model.backend)
         copy.tokenizer = model.tokenizer
         copy.to_empty(device=next(model.parameters()).device)
         for neuron in copy.event_neurons():
