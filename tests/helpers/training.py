@@ -31,11 +31,11 @@ def make_corpus(directory: Path) -> Path:
     return next((directory / "cache").glob("tokens-*"))
 
 
-def run(out: Path, corpus: Path, *, seed=0, model=None, train=None, valid=True, **arguments):
+def run(out: Path, corpus: Path, *, seed=0, model=None, train=None, valid=True, backend="auto", **arguments):
     """Train; the model and the result of `fit_text`."""
     files = Corpus(TokenFile(corpus / "train.bin"), TokenFile(corpus / "valid.bin") if valid else None)
     torch.manual_seed(seed)
-    made = SpikeGPT(ModelConfig(**{**MODEL, **(model or {})}))
+    made = SpikeGPT(ModelConfig(**{**MODEL, **(model or {})}), backend=backend)
     config = TrainConfig(**{**TRAIN, **(train or {})})
     arguments = {"progress": False, "device": "cpu", **arguments}
     return made, fit_text(made, ByteTokenizer(), *files, config, Path(out), **arguments)

@@ -144,3 +144,18 @@ def test_event_neurons_need_spikes_before() -> None:
         ModelConfig(spikes="after", event=EventConfig())
     with pytest.raises(ConfigError, match="activity"):
         EventConfig(activity=1.5)
+
+
+@pytest.mark.parametrize("leak", [0.001, 0.01, 0.02, 0.5, 0.99])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_leak_is_what_it_was_set_to(leak: float, learnt: bool) -> None:
+    for neuron in awake(EventConfig(leak=leak, learn_leak=learnt)).event_neurons():
+        kept = neuron.leak()
+        assert kept is not None and torch.allclose(kept, torch.full_like(kept, leak), rtol=1e-5)
+
+
+def test_a_leak_that_is_learnt_from_nothing_begins_where_the_setting_says() -> None:
+    (neuron, *_) = awake(EventConfig(learn_leak=True)).event_neurons()
+    kept = neuron.leak()
+    assert kept is not None and torch.allclose(kept, torch.full_like(kept, 0.02))
+    assert awake(EventConfig()).event_neurons()[0].leak() is None

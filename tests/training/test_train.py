@@ -14,6 +14,7 @@ import torch
 import training
 from safetensors.torch import load_file
 
+from spikegpt import ops
 from spikegpt.checkpoint import latest_checkpoint, load_model
 from spikegpt.data.tokens import prepare
 from spikegpt.errors import UsageError, UserError
@@ -185,6 +186,15 @@ def test_stop_is_told(tmp_path, corpus, at_step, capfd):
     assert "--resume" in told
     assert "0.04M parameters, 128 tokens a step, 1,024 in all" in told
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_operators_that_run_are_named(tmp_path, corpus, capfd):
+    def told(name, backend):
+        training.run(tmp_path / name, corpus, progress=True, backend=backend, train={"steps": 1}, valid=False)
+        return capfd.readouterr().err
+
+    assert "float32, reference operators" in told("explicit", "reference")
+    assert f"float32, {ops.resolve('auto', torch.device('cpu'))} operators" in told("auto", "auto")
 
 
 def test_second_ctrl_c_interrupts_at_once(monkeypatch):

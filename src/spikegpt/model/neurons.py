@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import EventConfig, ModelConfig
 
-
 LEARNT_FROM = 0.02
 """Where a learnt leak begins if its setting is 0, which no logit stands for."""
 
