@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SPIKES, make_model
 
 import spikegpt
-from spikegpt.checkpoint import checkpoint_path, latest_checkpoint, load_model, save_model
+from spikegpt.checkpoint import checkpoint_path, latest_checkpoint, load_model, save_checkpoint, save_model
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UsageError, UserError
 from spikegpt.loading import load
@@ -87,8 +87,8 @@ def test_unknown_name_lists_the_known_ones():
 
 def test_run_directory_is_its_finished_model_else_its_latest_checkpoint(tmp_path):
     first, last, finished = (make_model(seed=seed) for seed in (1, 2, 3))
-    save_model(checkpoint_path(tmp_path, 99), first)
-    save_model(checkpoint_path(tmp_path, 100), last)
+    for step, model in ((99, first), (100, last)):
+        save_checkpoint(tmp_path, step, model, model.tokenizer, tensors={}, values={}, keep=2)
     (tmp_path / "checkpoints" / ".step-00000101.tmp-1").mkdir()
     assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 100)
     assert torch.equal(load(tmp_path).head.weight, last.head.weight)

@@ -1,17 +1,17 @@
 """Models on disk: a directory of `config.json`, `model.safetensors` and `tokenizer.json`; nothing is ever unpickled.
 
-A directory appears whole or not at all: it is written under a hidden name, flushed to the disk, then renamed.
-A training run keeps `checkpoints/step-00000200/`, each a model directory with the trainer's own state beside it.
+The weights may also be split over files that `model.safetensors.index.json` names, as `transformers` writes large models.
+A training run keeps `checkpoints/step-00000200/`, each a model directory with the trainer's own state beside it;
+whatever else lies among them is not the run's, and is neither read nor deleted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,15 @@ from torch import Tensor
 from . import hub
 from .config import ConfigError, ModelConfig
 from .errors import UsageError, UserError
-from .files import cannot_write, write_readable
+from .files import (
+    absolute,
+    read_json,
+    remove_directory,
+    write_atomically,
+    write_directory,
+    write_json,
+    write_readable,
+)
 from .model.spikegpt import SpikeGPT
 from .tokenizer import load_tokenizer
 
@@ -33,24 +41,47 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Number of the layout of a model directory; a newer one is refused."""
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+INDEX = "model.safetensors.index.json"
+"""Which tensor is in which file, where the weights are split over several."""
 TRAINING_TENSORS, TRAINING = "training.safetensors", "training.json"
 CHECKPOINTS = "checkpoints"
-_MODEL_FILES = {WEIGHTS, CONFIG, TOKENIZER, *hub.FILES}
+_MODEL_FILES = {WEIGHTS, INDEX, CONFIG, TOKENIZER, *hub.FILES}
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_INDEX_BYTES = 1 << 24  # largest INDEX that is read
 
 PathLike = str | os.PathLike[str]
 
 
 def resolve(directory: Path) -> Path:
     """The model directory meant by `directory`: itself, or a run's latest complete checkpoint."""
-    if (directory / WEIGHTS).exists():
+    if has_weights(directory):
         return directory
     return latest_checkpoint(directory) or directory
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether `directory` holds a model's weights, in one file or several."""
+    return (directory / WEIGHTS).exists() or (directory / INDEX).exists()
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files with the weights of a model directory: one, or those that its index names."""
+    index = directory / INDEX
+    if (directory / WEIGHTS).exists() or not index.exists():
+        return [directory / WEIGHTS]
+    named = _read_json(index, limit=_INDEX_BYTES).get("weight_map")
+    names = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
+    if not names or not all(name.endswith(".safetensors") and Path(name).name == name for name in names):
+        raise UserError(f"{index} does not say which files beside it hold the weights; get it again")
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise UserError(f"{directory} lacks {len(missing)} of the {len(names)} files of its weights ({missing[0]})")
+    return [directory / name for name in names]
 
 
 def load_model(directory: PathLike, *, device: torch.device | str = "cpu", backend: str = "auto") -> SpikeGPT:
     """Read a model directory; a UserError says in one line what is wrong with it.
 
-    Weights are float32 whatever they are stored in. On a CPU they stay mapped to the file and are read as they are
+    Weights become float32 whatever they are stored in. On a CPU they stay mapped to the file and are read when they are
     first used, so that memory stays near the file's size.
     """
     directory = Path(directory)
@@ -61,19 +92,31 @@ def load_model(directory: PathLike, *, device: torch.device | str = "cpu", backe
             f"{directory}: its tokenizer has {tokenizer.vocab_size} tokens, its model only {config.vocab_size}; "
             "they do not belong together"
         )
+    with _open(weight_files(directory)) as weights:
+        check_layers(config, weights, directory)
     with torch.device("meta"):
         model = SpikeGPT(config, backend=backend)
-    load_weights(model, directory / WEIGHTS, device=device, assign=True)
+    load_weights(model, directory, device=device, assign=True)
     model.tokenizer = tokenizer
     return model.eval()
+
+
+def check_layers(config: ModelConfig, tensors: Sequence[str] | dict[str, Any], where: Path) -> None:
+    """Refuse a config with more layers than there are tensors, before memory or time is spent on such a model."""
+    if config.n_layer > len(tensors):
+        raise UserError(
+            f"{where}: {CONFIG} has {config.n_layer} layers, but the weights are only {len(tensors)} tensors; "
+            "they do not belong together"
+        )
 
 
 def read_config(directory: Path) -> ModelConfig:
     """The `ModelConfig` in a model directory."""
     path = directory / CONFIG
     values = _read_json(path)
-    if values.pop("model_type", None) != "spikegpt":
-        raise UserError(f"{path} does not describe a SpikeGPT model")
+    if (family := values.pop("model_type", None)) != "spikegpt":
+        convertible = f"; convert it first: spikegpt convert {directory} DIR" if family == "rwkv" else ""
+        raise UserError(f"{path} does not describe a SpikeGPT model{convertible}")
     _check_format(path, values.pop("format", None))
     if "auto_map" in values:  # a directory for the Hugging Face hub: `transformers` adds fields of its own
         own = {field.name for field in dataclasses.fields(ModelConfig)}
@@ -84,12 +127,12 @@ def read_config(directory: Path) -> ModelConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def load_weights(model: SpikeGPT, path: Path, *, device: torch.device | str = "cpu", assign: bool = False) -> None:
-    """Fill every parameter and saved buffer of `model` from `path`; `assign` replaces them, as a "meta" model needs."""
+def load_weights(model: SpikeGPT, directory: Path, *, device: torch.device | str = "cpu", assign: bool = False) -> None:
+    """Fill every parameter and saved buffer from a model directory; `assign` replaces them, as a "meta" model needs."""
     expected = model.state_dict()
-    with _open(path) as file:
-        _check_tensors(path, {name: list(file.get_slice(name).get_shape()) for name in file.keys()}, expected)  # noqa: SIM118
-        tensors = {name: file.get_tensor(name).to(device, torch.float32) for name in expected}
+    with _open(weight_files(directory)) as weights:
+        _check_tensors(directory, {n: list(file.get_slice(n).get_shape()) for n, file in weights.items()}, expected)
+        tensors = {name: weights[name].get_tensor(name).to(device, torch.float32) for name in expected}
     model.load_state_dict(tensors, assign=assign)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -118,8 +161,15 @@ def save_model(
     write_directory(directory, lambda inside: write_model(inside, model, tokenizer, dtype))
 
 
-def write_model(directory: Path, model: SpikeGPT, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
-    """Put the three files of a model into an existing directory."""
+def write_model(
+    directory: Path, model: SpikeGPT, tokenizer: Tokenizer | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Put the three files of a model into an existing directory, each whole, the weights last: they make it a model.
+
+    `tokenizer` is by default the model's own.
+    """
+    tokenizer = tokenizer or model.tokenizer
+    assert tokenizer is not None
     tokenizer.save(directory)
     write_json(directory / CONFIG, describe(model.config))
     write_tensors(directory / WEIGHTS, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
@@ -130,27 +180,37 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     return {"format": FORMAT, "model_type": "spikegpt", **config.to_dict()}
 
 
-def publish(directory: Path, model: SpikeGPT) -> None:
-    """Write a run's finished model beside its checkpoints, the weights last: they are what makes it one."""
-    assert model.tokenizer is not None
-    tokenizer = model.tokenizer
-    staged = directory / f".finished.tmp-{os.getpid()}"
-    write_directory(staged, lambda inside: write_model(inside, model, tokenizer))
-    for name in (TOKENIZER, CONFIG, WEIGHTS):
-        os.replace(staged / name, directory / name)
-    staged.rmdir()
-    _sync(directory)
-
-
 def checkpoint_path(run: Path, step: int) -> Path:
     """Where a run keeps the checkpoint of that step."""
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
+def checkpoint_step(path: Path) -> int | None:
+    """The step of the checkpoint that has this path in a run; None: no checkpoint has such a name."""
+    digits = path.name.removeprefix("step-")
+    if path.parent.name != CHECKPOINTS or not (digits.isascii() and digits.isdecimal()):
+        return None
+    return int(digits) if path.name == f"step-{int(digits):08d}" else None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, oldest first; directories get their name only once they are complete."""
+    steps = {path: checkpoint_step(path) for path in (run / CHECKPOINTS).glob("step-*") if (path / TRAINING).is_file()}
+    return sorted((path for path, step in steps.items() if step is not None), key=lambda path: steps[path] or 0)
+
+
 def latest_checkpoint(run: Path) -> Path | None:
-    """The run's newest checkpoint; directories get their final name only once they are complete."""
-    found = sorted((run / CHECKPOINTS).glob("step-*"))
-    return found[-1] if found else None
+    """The run's newest checkpoint."""
+    return next(reversed(checkpoints(run)), None)
+
+
+def beside(directory: Path, suffix: str) -> Path:
+    """Where to write what is made from a model directory: beside it, or beside the run that a checkpoint belongs to."""
+    path = absolute(directory)
+    if checkpoint_step(path) is not None:
+        run = path.parent.parent
+        return run.with_name(f"{run.name}-{path.name}{suffix}")
+    return path.with_name(path.name + suffix)
 
 
 def save_checkpoint(
@@ -158,11 +218,9 @@ def save_checkpoint(
     tensors: dict[str, Tensor], values: dict[str, Any], keep: int, also: Callable[[Path], None] | None = None,
 ) -> Path:  # fmt: skip
     """Write the checkpoint of `step`, a model directory with the trainer's `tensors` and `values`; keep the newest."""
-    assert model.tokenizer is not None
-    tokenizer = model.tokenizer
 
     def fill(inside: Path) -> None:
-        write_model(inside, model, tokenizer)
+        write_model(inside, model)
         write_tensors(inside / TRAINING_TENSORS, tensors)
         write_json(inside / TRAINING, {"format": FORMAT, "step": step, **values})
         if also is not None:
@@ -170,83 +228,39 @@ def save_checkpoint(
 
     path = checkpoint_path(run, step)
     write_directory(path, fill)
-    for old in sorted(path.parent.glob("step-*"))[:-keep]:
-        _remove(old)
+    for old in [each for each in checkpoints(run) if _is_as_written(each)][:-keep]:
+        remove_directory(old)
     return path
+
+
+def _is_as_written(path: Path) -> bool:
+    """Whether a checkpoint is one that training wrote there, neither a copy under another name nor a link."""
+    try:
+        return not path.is_symlink() and _read_json(path / TRAINING, finite=False).get("step") == checkpoint_step(path)
+    except UserError:
+        return False
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The trainer's tensors and values in a checkpoint."""
-    values = _read_json(path / TRAINING)
+    values = _read_json(path / TRAINING, finite=False)  # a scaled gradient may have overflowed
     _check_format(path / TRAINING, values.get("format"))
-    with _open(path / TRAINING_TENSORS) as file:
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, values  # noqa: SIM118
-
-
-def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make the directory `path` with what `fill` writes, all of it or nothing; an existing one is replaced."""
-    staged = path.parent / f".{path.name}.tmp-{os.getpid()}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, path.name)
-        staged.mkdir()
-        fill(staged)
-        for file in staged.iterdir():
-            _sync(file)
-        _sync(staged)
-        _remove(path)
-        os.rename(staged, path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise cannot_write(path, error) from None
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-
-
-def remove_leftovers(directory: Path, name: str = "*") -> None:
-    """Delete what a killed process left half-written in `directory`."""
-    for leftover in directory.glob(f".{name}.tmp-*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    if values.get("step") != checkpoint_step(path):
+        raise UserError(f"{path} is of step {values.get('step')}, by its {TRAINING}: a copy; move it elsewhere")
+    with _open([path / TRAINING_TENSORS]) as tensors:
+        return {name: file.get_tensor(name).clone() for name, file in tensors.items()}, values
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file of copies on the CPU."""
+    """A safetensors file of copies on the CPU, written whole or not at all."""
     copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_readable(path, lambda file: save_file(copies, file))
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """A JSON file, indented."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _remove(path: Path) -> None:
-    """Delete a directory that may be seen by others: renamed first, so that nobody meets half of it."""
-    if path.exists():
-        doomed = path.parent / f".{path.name}.tmp-{os.getpid()}-old"
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or a directory's list of names, to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_atomically(path, lambda staged: write_readable(staged, lambda file: save_file(copies, file)))
 
 
 def check_replaceable(directory: Path, force: bool) -> None:
     """Refuse a directory that exists, unless it is empty or, with `force`, a model's."""
-    if others := sorted(names_to_replace(directory, force) - _MODEL_FILES):
+    names = names_to_replace(directory, force) - _MODEL_FILES
+    if others := sorted(name for name in names if not _SHARD.fullmatch(name)):
         raise UsageError(f"{directory} holds more than a model ({', '.join(others[:3])}); choose another directory")
 
 
@@ -262,16 +276,13 @@ def names_to_replace(directory: Path, force: bool) -> set[str]:
     return inside
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, **limits: Any) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, **limits)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no JSON ({error}); the directory is damaged or of another program") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; the directory is of another program")
-    return values
 
 
 def _check_format(path: Path, number: Any) -> None:
@@ -292,12 +303,20 @@ def _check_tensors(path: Path, found: dict[str, list[int]], expected: dict[str, 
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """An open safetensors file; whatever is wrong with it becomes a UserError."""
-    if not path.is_file():
-        raise UserError(f"{path.parent} is not a model directory: it has no {path.name}")
+def _open(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """The open file of each tensor of safetensors files, by name; whatever is wrong with one becomes a UserError."""
+    path = paths[0]
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        with ExitStack() as stack:
+            tensors: dict[str, Any] = {}
+            for path in paths:
+                if not path.is_file():
+                    raise UserError(f"{path.parent} is not a model directory: it has no {path.name}")
+                file = stack.enter_context(safe_open(path, framework="pt"))
+                for name in file.keys():  # noqa: SIM118
+                    if name in tensors:
+                        raise UserError(f"{path.parent} has {name} in two files; get it again")
+                    tensors[name] = file
+            yield tensors
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error}); get or save it again") from None

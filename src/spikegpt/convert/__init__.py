@@ -21,14 +21,12 @@ from ..checkpoint import (
     read_config,
     resolve,
     save_model,
-    write_directory,
-    write_json,
 )
 from ..config import ModelConfig
 from ..convert import published, rwkvcpp
 from ..engine.packed import is_packed
 from ..errors import UsageError, UserError
-from ..files import write_atomically
+from ..files import absolute, write_atomically, write_directory, write_json
 from ..tokenizer import ByteTokenizer, Tokenizer, load_reference_vocabulary, load_tokenizer
 from .names import check, config_of, renamed
 from .stored import read_safetensors, write_safetensors
@@ -124,7 +122,7 @@ def _import(
         chosen.save(inside)
         write_json(inside / CONFIG, describe(config))
         write_safetensors(inside / WEIGHTS, renamed(stored, config))
-        hub.add_files(inside, destination.name)
+        hub.add_files(inside, absolute(destination).name)
 
     write_directory(destination, fill)
     return Conversion(destination, config, assumed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..files import read_json, write_json
 from ..tokenizer import Tokenizer
 from .corpus import Document
+
+_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_READ = 1 << 23  # tokens that `TokenFile.check` reads at a time
 
 
 class TokenFile:
@@ -20,24 +24,25 @@ class TokenFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._checked = math.inf
         try:
-            about = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
-            self.n_tokens = int(about["tokens"])
+            about = read_json(self.path.with_suffix(".json"))
+            self.n_tokens = _count(about["tokens"])
             """Tokens in the file, N."""
-            self.n_bytes = int(about["bytes"])
+            self.n_bytes = _count(about["bytes"])
             """Bytes of the raw UTF-8 text that they stand for."""
-            self.n_documents = int(about["documents"])
+            self.n_documents = _count(about["documents"])
             """Documents, or parts of them, in the file."""
             self.hash = str(about["hash"])
             """16 hex digits of the tokens' SHA-256."""
             self.tokenizer = str(about["tokenizer"])
             """`Tokenizer.digest` of the tokenizer that made them."""
-            self._dtype = np.dtype(about["dtype"]).newbyteorder("<")
+            self._dtype = _DTYPES[about["dtype"]]
             size = self.path.stat().st_size
         except OSError as error:
             raise UserError(f"cannot read the token file {self.path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path.with_suffix('.json')} does not describe a token file") from error
+            raise UserError(f"{self.path.with_suffix('.json')} does not describe a token file ({error})") from error
         if size != self.n_tokens * self._dtype.itemsize:
             raise UserError(f"the token file {self.path} is cut short; delete its folder and prepare the text again")
 
@@ -51,13 +56,39 @@ class TokenFile:
     def __len__(self) -> int:
         return self.n_tokens
 
+    def check(self, vocab_size: int) -> None:
+        """Read the whole file once: UserError where it is damaged or has an id that is not below `vocab_size`."""
+        if self._checked <= vocab_size:
+            return
+        hash = hashlib.sha256()
+        for start in range(0, self.n_tokens, _READ):
+            part = self.ids[start : start + _READ]
+            if part.max() >= vocab_size:
+                raise UserError(
+                    f"the token file {self.path} has token {part.max()}, but the vocabulary only {vocab_size}; "
+                    "delete its folder and prepare the text again"
+                )
+            hash.update(np.ascontiguousarray(part).data)
+        if hash.hexdigest()[:16] != self.hash:
+            raise UserError(
+                f"the token file {self.path} is damaged: its checksum does not match; delete its folder and prepare "
+                "the text again"
+            )
+        self._checked = vocab_size
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no number of anything")
+    return value
+
 
 class TokenWriter:
     """Appends documents to a token file; its description is written at the end."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         self._path = path
-        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._dtype = _DTYPES["uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"]
         self._tokenizer = tokenizer
         self._hash = hashlib.sha256()
         self._tokens = self._bytes = self._documents = 0
@@ -96,4 +127,4 @@ class TokenWriter:
             "hash": self._hash.hexdigest()[:16],
             "tokenizer": self._tokenizer.digest,
         }
-        self._path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(self._path.with_suffix(".json"), about)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
-import os
-import shutil
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import UsageError, UserError
+from ..files import write_directory
 from ..tokenizer import Tokenizer
 from .corpus import PIECE, SEPARATOR, Document, Errors, cut_between_words, expand, pieces, read_documents
 from .token_file import TokenFile, TokenWriter
@@ -126,31 +123,18 @@ def _cached(source: _Source, tokenizer: Tokenizer, cache_dir: Path, share: float
         key.update(part.encode() + b"\0")
     folder = cache_dir / f"tokens-{key.hexdigest()[:16]}"
     if folder.is_dir():
+        for name in ("train.bin", "valid.bin"):
+            TokenFile(folder / name).check(tokenizer.vocab_size)
         return folder
-    with _whole_folder(folder) as partial, _progress_bar(progress) as bar:
-        split = _choose_split(source, share, bar)
-        _write_tokens(source, tokenizer, split, partial, bar)
-        tokenizer.save(partial)
+
+    def fill(inside: Path) -> None:
+        with _progress_bar(progress) as bar:
+            split = _choose_split(source, share, bar)
+            _write_tokens(source, tokenizer, split, inside, bar)
+            tokenizer.save(inside)
+
+    write_directory(folder, fill, replace=False)  # another process that was faster has written the same
     return folder
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name only when all of it is written."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
-            yield partial
-            partial.chmod(0o755)
-            if not folder.is_dir():  # unless another process was faster
-                os.rename(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk of {folder.parent} is full; free some space or choose another folder") from error
-        raise UserError(f"cannot write the token files to {folder.parent}: {error.strerror or error}") from error
 
 
 def _choose_split(source: _Source, share: float, bar: Progress) -> _Split:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from .. import checkpoint
 from ..errors import UsageError, UserError
-from ..files import write_readable
+from ..files import write_directory, write_json, write_readable
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import Tokenizer, load_tokenizer
 from .integers import IntegerModel, check_event_driven
@@ -29,10 +29,11 @@ PathLike = str | os.PathLike[str]
 
 
 def pack(directory: PathLike, out: PathLike | None = None, *, bits: int = 8, force: bool = False) -> Path:
-    """Write the event-driven model in `directory` with `bits`-bit weights (8 or 4), by default beside it; returns where.
+    """Write the event-driven model in `directory` with `bits`-bit weights (8 or 4), by default beside it.
 
-    A model whose neurons do not stand before the matrices is a UsageError that says what can be done instead, and so is
-    a directory that exists, unless `force`.
+    Returns where it is written; by default what is made from a checkpoint lies beside its run. UsageError: the model's
+    neurons do not stand in front of its matrices (the message says what can be done), or the directory exists, unless
+    `force`.
     """
     source = checkpoint.resolve(Path(directory))
     if is_packed(source):
@@ -40,7 +41,7 @@ def pack(directory: PathLike, out: PathLike | None = None, *, bits: int = 8, for
     check_event_driven(checkpoint.read_config(source))
     model = checkpoint.load_model(source)
     assert model.tokenizer is not None
-    target = Path(directory).with_name(f"{Path(directory).resolve().name}-{bits}bit") if out is None else Path(out)
+    target = checkpoint.beside(Path(directory), f"-{bits}bit") if out is None else Path(out)
     if checkpoint.names_to_replace(target, force) and not is_packed(target):
         raise UsageError(f"{target} holds something else than a packed model; choose another directory")
     write(target, IntegerModel.of(model, bits), model.tokenizer)
@@ -52,11 +53,11 @@ def write(directory: Path, packed: IntegerModel, tokenizer: Tokenizer) -> None:
 
     def fill(inside: Path) -> None:
         tokenizer.save(inside)
-        checkpoint.write_json(inside / checkpoint.CONFIG, checkpoint.describe(packed.config))
+        write_json(inside / checkpoint.CONFIG, checkpoint.describe(packed.config))
         metadata = {"packed": str(VERSION), "bits": str(packed.bits), "sha256": _digest(packed.arrays)}
         write_readable(inside / PACKED, lambda file: save_file(packed.arrays, file, metadata))
 
-    checkpoint.write_directory(directory, fill)
+    write_directory(directory, fill)
 
 
 def is_packed(directory: Path) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..data.corpus import PIECE, documents, pieces
 from ..errors import UsageError
 from ..evaluation import device_of, evaluating, tokenizer_of
-from ..files import cannot_write, write_atomically
+from ..files import WriteError, write_atomically
 from ..model.neurons import LIF, EventNeuron, Neuron
 from ..model.spikegpt import SpikeGPT
 
@@ -69,7 +69,7 @@ def trace(
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{out.name}.") as scratch:
             length = _write(model, neurons, _chunks(model, texts, chunk), Path(scratch), out)
     except OSError as error:
-        raise cannot_write(out, error) from None
+        raise WriteError(out, error) from None
     return Trace(out, length, tuple(neurons))
 
 

@@ -41,6 +41,9 @@ def fit_text(
     check_teachers(model, teachers, config)
     if valid is not None and valid.n_tokens < 2:
         raise UsageError(f"the held-out text has {valid.n_tokens} tokens and needs 2; hold out more, or nothing at all")
+    for file in (train, valid):
+        if file is not None:
+            file.check(model.config.vocab_size)
     for teacher in teachers:
         teacher.to(accelerator.device).eval()
     reader = Streams if config.carry_state else Windows

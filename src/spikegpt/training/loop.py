@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..checkpoint import publish
+from ..checkpoint import write_model
 from ..config import TrainConfig
 from ..data.batches import Batches
 from ..errors import UserError
 from ..model.spikegpt import SpikeGPT
 from .allocator import keep_freed_memory
 from .interrupt import Stop
+from .lock import alone
 from .memory import advise, is_out_of_memory
 from .objective import Objective
 from .progress import Metrics, Reporter, summary_writer_class
-from .resume import begin_directory, load_run, refuse_existing, restore, save
+from .resume import begin_directory, load_run, restore, save
 from .run import Run
 
 Evaluate = Callable[[SpikeGPT], Metrics]
@@ -57,26 +58,25 @@ def fit(
         The last figures: step, tokens, loss, spike_rate, those of `evaluate`, out, checkpoint, interrupted, ...
     Raises:
         UsageError: the settings cannot work, or there is nothing to resume.
-        UserError: the loss diverges, or the disk is full.
+        UserError: the loss diverges, the disk is full, or another run is writing to `out`.
     """
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    if not resume:
-        refuse_existing(out)
     if tensorboard:
         summary_writer_class()
     torch.manual_seed(config.seed + accelerator.process_index)
     model.to(accelerator.device).train()
-    before = load_run(out, model, config, identity, accelerator.num_processes) if resume else None
-    run = Run(accelerator, model, batches, objective, config, out, identity)
-    if before is not None:
-        restore(run, *before)
-    if accelerator.is_main_process:
-        begin_directory(run)
-    reporter = Reporter(run, visible=progress)
     try:
-        with Stop() as stop, reporter.open(tensorboard):
-            _until_done(run, evaluate, stop, reporter)
+        with alone(out, accelerator, resume=resume):
+            before = load_run(out, model, config, identity, accelerator.num_processes) if resume else None
+            run = Run(accelerator, model, batches, objective, config, out, identity)
+            if before is not None:
+                restore(run, *before)
+            if accelerator.is_main_process:
+                begin_directory(run)
+            reporter = Reporter(run, visible=progress)
+            with Stop() as stop, reporter.open(tensorboard):
+                _until_done(run, evaluate, stop, reporter)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -89,7 +89,7 @@ def _until_done(run: Run, evaluate: Evaluate | None, stop: Stop, reporter: Repor
     """Step until the last step, or until asked to stop; saved either way."""
     config, stopping = run.config, False
     if run.step == config.steps and (model := run.whole()) is not None:
-        publish(run.out, model)  # a run that was killed between its last two writes
+        write_model(run.out, model)  # a run that was killed between its last two writes
     while run.step < config.steps and not stopping:
         logging = (run.step + 1) % config.log_every == 0
         saving = _due(run.step + 1, config.save_every, config.steps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +20,7 @@ from torch import Tensor
 from .. import ops
 from ..checkpoint import checkpoint_path
 from ..errors import UserError
+from ..files import parse_object, write_atomically
 from .optim import lr_at
 from .speed import Stopwatch, matrix_speed
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 Metrics = dict[str, Any]
+_LONGEST_LINE = 1 << 16  # bytes of a line of metrics
 
 
 class Reporter:
@@ -242,16 +243,23 @@ def _truncate(path: Path, step: int) -> None:
     """Keep whole lines up to `step`: a resumed run writes the later ones again, a killed one may have cut its last."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    staged.write_text("".join(kept), encoding="utf-8")
-    os.replace(staged, path)
+
+    def copy(staged: Path) -> None:
+        with path.open("rb") as lines, staged.open("wb") as kept:
+            while line := lines.readline(_LONGEST_LINE):
+                if line.endswith(b"\n") and _step_of(line) <= step:
+                    kept.write(line)
+
+    write_atomically(path, copy)
+
+
+def _step_of(line: bytes) -> float:
+    """The step that a line of metrics is of; infinite where it is no such line."""
+    try:
+        step = parse_object(line, finite=False)["step"]
+    except (ValueError, KeyError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def summary_writer_class() -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import latest_checkpoint, read_config
+from ..checkpoint import read_config
 from ..config import ModelConfig, TrainConfig, preset
 from ..data.corpus import documents
 from ..data.tokens import prepare
@@ -20,7 +20,7 @@ from ..model.spikegpt import SpikeGPT
 from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer, train_bpe
 from .language import fit_text
 from .machine import Machine, as_begun, choose
-from .resume import refuse_existing
+from .lock import checkpoint_of, refuse_existing, refuse_running
 
 PathLike = str | os.PathLike[str]
 
@@ -58,6 +58,7 @@ def train_on(
     """
     config = config or TrainConfig()
     out = Path(out)
+    refuse_running(out)
     if resume:
         model_config, made = _of_run(out)
     else:
@@ -103,9 +104,7 @@ def make_tokenizer(name: str, data: Sequence[PathLike]) -> Tokenizer:
 
 
 def _of_run(out: Path) -> tuple[ModelConfig, Tokenizer]:
-    checkpoint = latest_checkpoint(out)
-    if checkpoint is None:
-        raise UsageError(f"nothing to resume: {out} has no checkpoint; start without --resume")
+    checkpoint = checkpoint_of(out)
     return read_config(checkpoint), load_tokenizer(checkpoint)
 
 

@@ -10,21 +10,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..checkpoint import (
-    CHECKPOINTS,
-    WEIGHTS,
-    latest_checkpoint,
-    load_weights,
-    publish,
-    read_checkpoint,
-    read_config,
-    remove_leftovers,
-    save_checkpoint,
-    write_json,
-)  # fmt: skip
+from ..checkpoint import CHECKPOINTS, load_weights, read_checkpoint, read_config, save_checkpoint, write_model
 from ..config import TrainConfig
-from ..errors import UsageError, UserError
+from ..errors import UsageError
+from ..files import remove_leftovers, write_json
 from ..model.spikegpt import SpikeGPT
+from .lock import checkpoint_of
 from .optim import lr_at
 from .run import Run, described
 from .sharding import collect_shares, read_shares, share_of, write_share
@@ -85,12 +76,8 @@ def load_random(accelerator: Accelerator, tensors: dict[str, Tensor], seed: int)
 
 
 def begin_directory(run: Run) -> None:
-    """Make the run's directory, say in it what the run is, and clear what a killed process left half-written."""
-    try:
-        run.out.mkdir(parents=True, exist_ok=True)
-        write_json(run.out / "train.json", {**run.described, "model": run.model.config.to_dict()})
-    except OSError as error:
-        raise UserError(f"cannot write to {run.out}: {error.strerror}; choose another directory") from None
+    """Write into the run's directory what the run is, and clear what a killed process left half-written."""
+    write_json(run.out / "train.json", {**run.described, "model": run.model.config.to_dict()})
     remove_leftovers(run.out)
     remove_leftovers(run.out / CHECKPOINTS)
 
@@ -122,7 +109,7 @@ def save(run: Run) -> None:
         }
         save_checkpoint(run.out, run.step, model, tensors=tensors, values=values, keep=run.config.keep, also=also)
         if run.step == run.config.steps:
-            publish(run.out, model)
+            write_model(run.out, model)
     accelerator.wait_for_everyone()
 
 
@@ -147,9 +134,7 @@ def load_run(
     UsageError: there is none, or it was written by a run with other settings or data.
     """
     wanted = described(config, identity, processes)
-    path = latest_checkpoint(out)
-    if path is None:
-        raise UsageError(f"nothing to resume: {out / CHECKPOINTS} has no checkpoint; start without resume")
+    path = checkpoint_of(out)
     tensors, values = read_checkpoint(path)
     # Settings that the run's version did not know have their defaults.
     values["run"]["train"] = TrainConfig.from_dict(values["run"]["train"]).to_dict()
@@ -166,7 +151,7 @@ def load_run(
                 f"cannot resume {out}: {field} is {now.get(field)!r}, but the run began with {before.get(field)!r}; "
                 "keep it, or start a new run in another directory"
             )
-    load_weights(model, path / WEIGHTS, device=next(model.parameters()).device)
+    load_weights(model, path, device=next(model.parameters()).device)
     return tensors, values
 
 
@@ -188,14 +173,6 @@ def _same_so_far(before: dict[str, Any], now: dict[str, Any], steps: int) -> boo
     """Whether both schedules give the same learning rate at every step taken: a wsd run may be made longer in time."""
     old, new = (TrainConfig.from_dict(run["train"]) for run in (before, now))
     return new.steps >= steps and all(lr_at(step, old) == lr_at(step, new) for step in range(steps))
-
-
-def refuse_existing(out: Path) -> None:
-    """A new run never writes over another one."""
-    if latest_checkpoint(out) is not None or (out / WEIGHTS).exists():
-        raise UsageError(f"{out} already holds a training run; resume it, or choose another directory")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, not a directory; choose another place for the run")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

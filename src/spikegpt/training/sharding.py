@@ -77,7 +77,7 @@ def whole_model(model: SpikeGPT, *, keep: bool) -> SpikeGPT | None:
 def write_share(directory: Path, rank: int, world: int, tensors: dict[str, Tensor]) -> Path:
     """Write this process's shares under a hidden name in `directory`; `collect_shares` gives them their own."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f".training-{rank:05d}-of-{world:05d}.safetensors.tmp-share"
+    path = directory / f".training-{rank:05d}-of-{world:05d}.safetensors.tmp-00000000"
     local = {name: t.to_local() if is_share(t) else t for name, t in tensors.items()}  # pyright: ignore[reportAttributeAccessIssue]
     write_tensors(path, local)
     return path
@@ -85,8 +85,8 @@ def write_share(directory: Path, rank: int, world: int, tensors: dict[str, Tenso
 
 def collect_shares(directory: Path, into: Path) -> None:
     """Move the shares that all processes have written in `directory` to the directory `into`."""
-    for path in sorted(directory.glob(".training-*-of-*.safetensors.tmp-share")):
-        os.replace(path, into / path.name[1:].removesuffix(".tmp-share"))
+    for path in sorted(directory.glob(".training-*-of-*.safetensors.tmp-00000000")):
+        os.replace(path, into / path.name[1:].rpartition(".tmp-")[0])
 
 
 def read_shares(directory: Path) -> dict[str, Tensor]:

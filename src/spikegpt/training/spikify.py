@@ -22,7 +22,7 @@ from ..model.layers import Linear
 from ..model.neurons import EventNeuron, matrix_behind
 from ..model.spikegpt import SpikeGPT
 from .language import fit_text
-from .resume import refuse_existing
+from .lock import refuse_existing, refuse_running
 
 PathLike = str | os.PathLike[str]
 
@@ -65,6 +65,7 @@ def spikify(
     Raises:
         UsageError: `source` has neurons after its mixes or no teacher, or `data` is shorter than a context.
     """
+    refuse_running(Path(out))
     if not resume:
         refuse_existing(Path(out))
     original = _read(Path(source))
