@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SPIKES, make_model
 
 import spikegpt
-from spikegpt.checkpoint import checkpoint_path, latest_checkpoint, load_model, save_checkpoint, save_model
+from spikegpt.checkpoint import beside, latest_checkpoint, load_model, read_checkpoint, save_checkpoint, save_model
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UsageError, UserError
 from spikegpt.loading import load
@@ -90,12 +91,59 @@ def test_run_directory_is_its_finished_model_else_its_latest_checkpoint(tmp_path
     for step, model in ((99, first), (100, last)):
         save_checkpoint(tmp_path, step, model, model.tokenizer, tensors={}, values={}, keep=2)
     (tmp_path / "checkpoints" / ".step-00000101.tmp-1").mkdir()
-    assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 100)
+    assert latest_checkpoint(tmp_path).name == "step-00000100"
     assert torch.equal(load(tmp_path).head.weight, last.head.weight)
     save_model(tmp_path / "model", finished)
     for file in (tmp_path / "model").iterdir():
         file.rename(tmp_path / file.name)
     assert torch.equal(load(tmp_path).head.weight, finished.head.weight)
+
+
+class TestCheckpoints:
+    """A run knows its own checkpoints from whatever else people put beside them."""
+
+    @staticmethod
+    def save(run, step, keep=1):
+        model = make_model(seed=step)
+        return save_checkpoint(run, step, model, model.tokenizer, tensors={}, values={}, keep=keep)
+
+    def test_only_its_own_are_found_and_deleted(self, tmp_path):
+        first = self.save(tmp_path, 20)
+        others = [
+            "step-00000020-good",
+            "step-00000021",
+            "step-00000020-8bit",
+            "step-21",
+            "step-٠٠٠٠٠٠٢١",
+            "step--0000001",
+        ]
+        for name in others:
+            shutil.copytree(first, first.with_name(name))
+        (first.parent / "step-notes.txt").write_text("reads well")
+        (first.parent / "step-99999999").write_text("no directory")
+        (first.parent / "step-99999998").mkdir()
+        (first.parent / "step-00000019").symlink_to(first.with_name("step-00000020-good"))
+        assert latest_checkpoint(tmp_path).name == "step-00000021"
+        with pytest.raises(UserError, match=r"step-00000021 is of step 20, by its training.json: a copy; move it"):
+            read_checkpoint(first.with_name("step-00000021"))
+        newest = self.save(tmp_path, 30)
+        assert latest_checkpoint(tmp_path) == newest
+        left = {path.name for path in first.parent.iterdir()}
+        assert left == {*others, "step-notes.txt", "step-99999999", "step-99999998", "step-00000019", newest.name}
+
+    def test_steps_of_nine_digits_come_last(self, tmp_path):
+        for step in (99_999_999, 100_000_000):
+            newest = self.save(tmp_path, step, keep=2)
+        assert latest_checkpoint(tmp_path) == newest
+
+    def test_what_is_made_from_one_goes_beside_the_run(self, tmp_path, monkeypatch):
+        path = self.save(tmp_path / "run", 20)
+        assert beside(path, "-8bit") == tmp_path / "run-step-00000020-8bit"
+        assert beside(tmp_path / "run", "-8bit") == tmp_path / "run-8bit"
+        monkeypatch.chdir(path)
+        assert beside(Path("."), "-8bit") == tmp_path / "run-step-00000020-8bit"
+        monkeypatch.chdir(tmp_path / "run")
+        assert beside(Path("."), "-8bit") == tmp_path / "run-8bit"
 
 
 def test_existing_directory_needs_force(saved):

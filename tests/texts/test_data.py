@@ -360,6 +360,31 @@ def test_token_files_that_are_none(book: Path, tmp_path: Path) -> None:
 # batches
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dtype", "object"), ("dtype", "float64"), ("dtype", ["uint16"]), ("tokens", -1), ("tokens", "3"), ("tokens", 1.5),
+        ("bytes", None), ("documents", {}), ("tokens", 10**19),
+    ],
+)  # fmt: skip
+def test_descriptions_that_are_none(book: Path, tmp_path: Path, field: str, value: object) -> None:
+    path = prepare_files(book, ByteTokenizer(), tmp_path / "cache", progress=False).path.with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(UserError, match="does not describe a token file"):
+        TokenFile(path.with_suffix(".bin"))
+
+
+def test_damaged_tokens_are_not_used_again(book: Path, tmp_path: Path) -> None:
+    file = prepare_files(book, ByteTokenizer(), tmp_path / "cache", progress=False)
+    whole = file.path.read_bytes()
+    for position, byte, complaint in ((101, b"\x7f", "has token 32.*only 256"), (0, b"?", "checksum")):
+        file.path.write_bytes(whole[:position] + byte + whole[position + 1 :])
+        with pytest.raises(UserError, match=complaint):
+            prepare_files(book, ByteTokenizer(), tmp_path / "cache", progress=False)
+    file.path.write_bytes(whole)
+    prepare_files(book, ByteTokenizer(), tmp_path / "cache", progress=False)
+
+
 def test_windows_are_of_the_text(tmp_path: Path) -> None:
     windows = Windows(tokens_of(tmp_path, 1000), 8, 32, seed=0)
     x, y = windows.next_batch()

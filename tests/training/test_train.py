@@ -1,6 +1,7 @@
 """Training: it learns, resumes to the same bits, survives being killed, and says in one line what went wrong."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -416,3 +417,12 @@ def test_half_a_line_of_metrics_is_dropped(tmp_path):
     log.write({"step": 3, "loss": None})
     log.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_metrics_of_a_damaged_log_are_the_lines_that_can_be_read(tmp_path):
+    good = [json.dumps({"step": step, "grad_norm": math.inf}) for step in (1, 2)]
+    bad = ["[1]", "{}", '{"step": "1"}', "[" * 10**5, '{"step": 1' + "0" * 10**5 + "}", "\xff", "", '{"step": 3}']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes("\n".join([*bad[:4], good[0], *bad[4:], good[1], '{"step": 1, "cut": ']).encode("latin-1"))
+    MetricsLog(tmp_path, 2, tensorboard=False).close()
+    assert path.read_text().splitlines() == good
