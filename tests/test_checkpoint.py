@@ -89,7 +89,7 @@ def test_unknown_name_lists_the_known_ones():
 def test_run_directory_is_its_finished_model_else_its_latest_checkpoint(tmp_path):
     first, last, finished = (make_model(seed=seed) for seed in (1, 2, 3))
     for step, model in ((99, first), (100, last)):
-        save_checkpoint(tmp_path, step, model, model.tokenizer, tensors={}, values={}, keep=2)
+        save_checkpoint(tmp_path, step, model, tensors={}, values={}, keep=2)
     (tmp_path / "checkpoints" / ".step-00000101.tmp-1").mkdir()
     assert latest_checkpoint(tmp_path).name == "step-00000100"
     assert torch.equal(load(tmp_path).head.weight, last.head.weight)
@@ -105,7 +105,7 @@ class TestCheckpoints:
     @staticmethod
     def save(run, step, keep=1):
         model = make_model(seed=step)
-        return save_checkpoint(run, step, model, model.tokenizer, tensors={}, values={}, keep=keep)
+        return save_checkpoint(run, step, model, tensors={}, values={}, keep=keep)
 
     def test_only_its_own_are_found_and_deleted(self, tmp_path):
         first = self.save(tmp_path, 20)

@@ -19,8 +19,8 @@ from ..loading import load_teachers
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer, train_bpe
 from .language import fit_text
-from .machine import Machine, as_begun, choose
 from .lock import checkpoint_of, refuse_existing, refuse_running
+from .machine import Machine, as_begun, choose
 
 PathLike = str | os.PathLike[str]
 
