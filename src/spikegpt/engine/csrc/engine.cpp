@@ -57,7 +57,8 @@ Engine::Engine(const Settings &settings, const Tensors &tensors, const Layout &l
       tensors_(&tensors),
       layout_(&layout),
       walk_(find(settings.isa)),
-      arena_(2 * bytes_of(tensors) + (std::size_t{64} << 20) * (1 + settings.threads)),
+      arena_(2 * bytes_of(tensors) + (std::size_t{64} << 20) * (1 + settings.threads) +
+             sizeof(float) * kTokens * settings.vocab),
       team_(settings.threads) {
   const int channels = settings.channels;
   model_.layers = settings.layers;
@@ -83,7 +84,6 @@ Engine::Engine(const Settings &settings, const Tensors &tensors, const Layout &l
   }
   model_.mixes = mixes_.data();
   model_.head = add_site("head", "head_neuron", "head_neuron", channels, settings.vocab, settings.is_signed);
-  fired_.resize(sites_.size());
   make_buffers();
   share_ = {&team_, [](void *team, uint64_t section, int finished, int index) {
               return static_cast<Team *>(team)->next(section, finished, index);
@@ -134,7 +134,7 @@ Site *Engine::add_site(const std::string &matrix, const std::string &neuron, con
     throw std::invalid_argument("there is no tensor " + matrix + ".scale of two dimensions");
   site->groups = static_cast<int>(scale->second.shape[0]);
   site->group_inputs = site->groups == 1 ? inputs : round_up(divide_up(inputs, site->groups), 64);
-  site->counts = arena_.take<Counts>(1);
+  site->index = static_cast<int>(sites_.size());
   lay_out(*site, tensor(matrix + ".weight", found->second.type, {inputs, site->bits == 4 ? divide_up(outputs, 2) : outputs}),
           walk_->place, model_.threads, arena_);
   const float *scales = static_cast<const float *>(
@@ -190,6 +190,7 @@ void Engine::make_buffers() {
   for (float **buffer : {&model_.x, &model_.normed, &model_.k, &model_.v, &model_.r})
     *buffer = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.stride);
   model_.hidden = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.hidden_stride);
+  logits_ = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.vocab);
   const std::size_t longest = inputs + 8 * groups;  // every group is padded to whole steps of the products
   for (int index = 0; index < model_.threads; ++index) {
     Worker worker{};
@@ -203,20 +204,34 @@ void Engine::make_buffers() {
   }
 }
 
-void Engine::run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last) {
-  for (int64_t i = 0; i < tokens; ++i)
-    if (ids[i] < 0 || ids[i] >= model_.vocab) throw std::out_of_range("token " + std::to_string(ids[i]) + " is not in the vocabulary");
+void Engine::pass(const Row *rows, int tokens, bool dense, Counts *counts) {
+  pass_ = {rows, tokens, dense, counts};
+  team_.run(
+      [](void *context, int index, uint64_t first) {
+        Engine &self = *static_cast<Engine *>(context);
+        return self.walk_->run(self.model_, self.workers_[index], self.pass_, self.share_, first);
+      },
+      this);
+}
+
+void Engine::check(int64_t id) const {
+  if (id < 0 || id >= model_.vocab) throw std::out_of_range("token " + std::to_string(id) + " is not in the vocabulary");
+}
+
+void Engine::run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last, bool dense,
+                 Counts *counts) {
+  for (int64_t i = 0; i < tokens; ++i) check(ids[i]);
   for (int64_t from = 0; from < tokens; from += kTokens) {
     const int now = static_cast<int>(std::min<int64_t>(kTokens, tokens - from));
-    const bool last = from + now == tokens;
-    pass_ = {ids + from, now, state, logits, only_last ? (last ? now - 1 : now) : 0};
-    team_.run(
-        [](void *context, int index, uint64_t first) {
-          Engine &self = *static_cast<Engine *>(context);
-          return self.walk_->run(self.model_, self.workers_[index], self.pass_, self.share_, first);
-        },
-        this);
-    if (!only_last) logits += static_cast<int64_t>(now) * model_.vocab;
+    for (int t = 0; t < now; ++t) {
+      const int64_t at = from + t;
+      rows_[t] = {ids[at], state, nullptr};
+      if (!only_last)
+        rows_[t].logits = logits + at * model_.vocab;
+      else if (at == tokens - 1)
+        rows_[t].logits = logits;
+    }
+    pass(rows_, now, dense, counts);
   }
 }
 
@@ -251,20 +266,6 @@ void Engine::read_part(int part) {
     }
   }
   for (uint64_t sum : sums) weights_sum_ += sum;
-}
-
-void Engine::count_neurons(bool on) {
-  for (std::size_t i = 0; i < sites_.size(); ++i) {
-    fired_[i].assign(on ? sites_[i]->inputs : 0, 0);
-    sites_[i]->counts->fired = on ? fired_[i].data() : nullptr;
-  }
-}
-
-void Engine::reset_counts() {
-  for (std::size_t i = 0; i < sites_.size(); ++i) {
-    *sites_[i]->counts = {0, 0, 0, 0, sites_[i]->counts->fired};
-    std::fill(fired_[i].begin(), fired_[i].end(), 0);
-  }
 }
 
 }  // namespace spikegpt::engine

@@ -31,8 +31,14 @@ class Engine {
  public:
   Engine(const Settings &settings, const Tensors &tensors, const Layout &layout);
 
-  // ids [tokens], state (changed in place), logits [tokens or, if only the last are wanted, 1][V].
-  void run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last);
+  // Up to kTokens tokens. States are changed in place; `counts` [sites] or null.
+  void pass(const Row *rows, int tokens, bool dense, Counts *counts);
+
+  // One text: ids [tokens], state (changed in place), logits [tokens or, if only the last are wanted, 1][V].
+  void run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last, bool dense, Counts *counts);
+
+  // Throws std::out_of_range for a token outside the vocabulary.
+  void check(int64_t id) const;
 
   // Reads every weight once, in order, with all threads: what the memory can do. Returns their sum, so that it is done.
   uint64_t read_weights();
@@ -41,12 +47,10 @@ class Engine {
   const char *isa() const { return walk_->name; }
   int threads() const { return model_.threads; }
   int vocab() const { return model_.vocab; }
-  void set_dense(bool dense) { model_.dense = dense; }
-  void count_neurons(bool on);
-  void reset_counts();
   const std::vector<std::string> &names() const { return names_; }
   const Site &site(std::size_t index) const { return *sites_[index]; }
-  const std::vector<int64_t> &fired(std::size_t index) const { return fired_[index]; }
+  std::size_t sites() const { return sites_.size(); }
+  float *logits_row(int token) { return logits_ + static_cast<int64_t>(token) * model_.vocab; }
 
  private:
   const Tensor &tensor(const std::string &name, Tensor::Type type, const std::vector<int64_t> &shape) const;
@@ -67,7 +71,8 @@ class Engine {
   std::vector<Mix> mixes_;
   std::vector<std::unique_ptr<Site>> sites_;
   std::vector<std::string> names_;
-  std::vector<std::vector<int64_t>> fired_;
+  float *logits_ = nullptr;  // [kTokens][V] for who keeps none
+  Row rows_[kTokens];
   std::vector<Worker> workers_;
   Pass pass_{};
   std::atomic<uint64_t> weights_sum_{0};

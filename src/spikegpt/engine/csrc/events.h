@@ -61,7 +61,7 @@ void gather(const Site &site, const int8_t *events, bool dense, const Events &li
   list.begin[site.groups] = count;
 }
 
-void count(const Site &site, const int8_t *events, const Events &list, int levels) {
+void count(const Site &site, const int8_t *events, const Events &list, int levels, Counts &counts) {
   int active = 0, units = 0, saturated = 0;
   for (int i = 0; i < list.begin[site.groups]; ++i) {
     const int size = list.value[i] < 0 ? -list.value[i] : list.value[i];
@@ -69,7 +69,6 @@ void count(const Site &site, const int8_t *events, const Events &list, int level
     units += size;
     saturated += size == levels;
   }
-  Counts &counts = *site.counts;
   ++counts.steps;
   counts.active += active;
   counts.units += units;

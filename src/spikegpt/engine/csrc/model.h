@@ -22,7 +22,7 @@ struct Panel {
   const uint8_t *weights;
 };
 
-// What is counted while running, on cache lines of its own: all threads read the site, one writes this.
+// What one call counts of a site while running. One thread writes it.
 struct alignas(128) Counts {
   int64_t steps, active, units, saturated;
   int64_t *fired;  // [inputs], or null: not counted
@@ -46,7 +46,7 @@ struct Site {
   int64_t membrane;  // where the state keeps it, or -1
   int8_t *events;    // [kTokens][stride], what the neuron said
   int stride;
-  Counts *counts;
+  int index;  // among all sites, in the order they run
 };
 
 // Sizes of the events: the largest, and the smallest that is sent.
@@ -72,7 +72,6 @@ struct Model {
   int hidden_stride, threads;
   Range range;
   bool hard, spike_embedding;
-  bool dense;  // read every weight, as a dense engine would
   const int8_t *embedding;       // [V][C]
   const float *embedding_scale;  // [V]
   Norm ln0, ln_out;
@@ -97,12 +96,18 @@ struct alignas(128) Worker {
   uint64_t listed[3];  // the section for which a slot of lists was made
 };
 
-struct Pass {
-  const int64_t *ids;
-  int tokens;
+// One token of a pass. Tokens of one text follow one another and share its state; other texts may stand beside it.
+struct Row {
+  int64_t id;
   float *state;
-  float *logits;  // [tokens from `first_logits`][V]
-  int first_logits;
+  float *logits;  // [V] after this token, or null: not wanted
+};
+
+struct Pass {
+  const Row *rows;
+  int tokens;
+  bool dense;      // read every weight, as a dense engine would
+  Counts *counts;  // [sites], or null: nothing is counted
 };
 
 // How threads share the sections; see Team::next.

@@ -2,16 +2,20 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "bind.h"
 #include "engine.h"
+#include "turn.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -54,17 +58,33 @@ class Handle {
     engine_ = std::make_unique<Engine>(Settings{layers, channels, hidden, vocab, static_cast<float>(levels),
                                                 static_cast<float>(smallest), is_signed, hard, spike_embedding, ffn_pre, threads, isa},
                                        tensors, layout);
+    turns_ = std::make_unique<Turns>(*engine_);
   }
 
-  void run(const Ids &ids, const Floats &state, const Rows &logits, bool only_last) {
+  void run(const Ids &ids, const Floats &state, const Rows &logits, bool only_last, bool dense, Counters *counters) {
     const std::size_t rows = only_last ? 1 : ids.shape(0);
     if (ids.shape(0) == 0 || static_cast<int64_t>(state.shape(0)) <= size_ || logits.shape(0) != rows ||
         logits.shape(1) != static_cast<std::size_t>(engine_->vocab()))
       throw std::invalid_argument("ids, state or logits have another shape");
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);
-    engine_->run(ids.data(), static_cast<int64_t>(ids.shape(0)), state.data(), logits.data(), only_last);
+    engine_->run(ids.data(), static_cast<int64_t>(ids.shape(0)), state.data(), logits.data(), only_last, dense,
+                 counts_of(counters));
   }
+
+  std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, std::optional<bool> together,
+                               Counters *counters) {
+    const Claim claim(sequences);
+    for (const Sequence *sequence : sequences)
+      if (sequence->state_size <= size_ || sequence->sampler->vocab() != engine_->vocab())
+        throw std::invalid_argument("a sequence is of a model of another shape");
+    const Together how = !together ? Together::kWhereFaster : *together ? Together::kYes : Together::kNo;
+    nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> one_at_a_time(mutex_);
+    return turns_->advance(sequences, dense, how, counts_of(counters));
+  }
+
+  Counters *counters(bool neurons) const { return new Counters(*engine_, neurons); }
 
   uint64_t read_weights() {
     nb::gil_scoped_release released;
@@ -72,11 +92,12 @@ class Handle {
     return engine_->read_weights();
   }
 
-  nb::list counts() const {
+  nb::list counts(Counters &counters) {
+    const Counters counted = copy(counters);
     nb::list all;
     for (std::size_t i = 0; i < engine_->names().size(); ++i) {
       const Site &site = engine_->site(i);
-      const Counts &counts = *site.counts;
+      const Counts &counts = counted.counts[i];
       nb::dict row;
       row["name"] = engine_->names()[i];
       row["inputs"] = site.inputs;
@@ -86,16 +107,32 @@ class Handle {
       row["active"] = counts.active;
       row["units"] = counts.units;
       row["saturated"] = counts.saturated;
-      if (counts.fired) row["fired"] = engine_->fired(i);
+      if (counted.neurons) row["fired"] = array_of(counted.fired[i]);
       all.append(row);
     }
     return all;
   }
 
+  int64_t spike_bytes(const std::string &spikes) const { return turns_->spike_bytes(spikes_named(spikes)); }
+
   Engine &engine() { return *engine_; }
 
  private:
+  Counts *counts_of(Counters *counters) const {
+    if (!counters) return nullptr;
+    if (counters->fired.size() != engine_->sites()) throw std::invalid_argument("these counters are another model's");
+    return counters->counts.data();
+  }
+
+  // Not while a pass is writing them.
+  Counters copy(const Counters &counters) {
+    nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> one_at_a_time(mutex_);
+    return counters;
+  }
+
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Turns> turns_;
   std::mutex mutex_;
   int64_t size_ = 0;
 };
@@ -113,20 +150,21 @@ NB_MODULE(_engine, module) {
   using namespace spikegpt::engine;
   module.doc() = "The event-driven engine.";
   module.def("instruction_sets", &instruction_sets, "What this machine can run, best first.");
+  bind_sampling(module);
   nb::class_<Handle>(module, "Engine", "A packed model and the threads that run it.")
       .def(nb::init<const nb::dict &, const Layout &, int, int, int, int, int, int, bool, bool, bool, bool, int,
                     const std::string &>(),
            "tensors"_a, "layout"_a, "layers"_a, "channels"_a, "hidden"_a, "vocab"_a, "levels"_a, "smallest"_a, "is_signed"_a,
            "hard"_a, "spike_embedding"_a, "ffn_pre"_a, "threads"_a, "isa"_a = "")
       .def("run", &Handle::run, "ids"_a.noconvert(), "state"_a.noconvert(), "logits"_a.noconvert(), "only_last"_a,
-           "Feed tokens; `state` and `logits` are written in place.")
+           "dense"_a = false, "counters"_a = nb::none(), "Feed tokens; `state` and `logits` are written in place.")
+      .def("advance", &Handle::advance, "sequences"_a, "dense"_a = false, "together"_a = nb::none(),
+           "counters"_a = nb::none(),
+           "A turn of every sequence: what each chose, -1 where it chose nothing, -2 where its logits are not finite.")
       .def("read_weights", &Handle::read_weights, "Read every weight once, in order; returns their sum.")
-      .def("set_dense", [](Handle &self, bool dense) { self.engine().set_dense(dense); }, "dense"_a,
-           "Read every weight, as an engine without events would.")
-      .def("count_neurons", [](Handle &self, bool on) { self.engine().count_neurons(on); }, "on"_a,
-           "Whether each neuron's events are counted too.")
-      .def("reset_counts", [](Handle &self) { self.engine().reset_counts(); }, "Begin counting anew.")
-      .def("counts", &Handle::counts, "One row a product, in the order they run.")
+      .def("counters", &Handle::counters, "neurons"_a, "Counters at zero, for calls of this engine; of each neuron too.")
+      .def("counts", &Handle::counts, "counters"_a, "One row a product, in the order they run.")
+      .def("spike_bytes", &Handle::spike_bytes, "spikes"_a, "Bytes of a token's spikes, as \"mask\" or \"sizes\".")
       .def_prop_ro("weight_bytes", [](Handle &self) { return self.engine().weight_bytes(); })
       .def_prop_ro("isa", [](Handle &self) { return self.engine().isa(); })
       .def_prop_ro("threads", [](Handle &self) { return self.engine().threads(); });

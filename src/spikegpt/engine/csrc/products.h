@@ -10,34 +10,40 @@ using namespace spikegpt::engine;
 
 class Products {
  public:
-  // `scratch` [max(stride of a row, kPanelOutputs)] holds outputs that would pass the end of a row. `tokens` and `dense` are
-  // looked at only while a part is done: between parts they may be another pass's.
-  Products(Worker &worker, Value *scratch, const int &tokens, const bool &dense, int levels)
-      : worker_(worker), scratch_(scratch), tokens_(tokens), dense_(dense), levels_(levels) {}
+  // `scratch` [max(stride of a row, kPanelOutputs)] holds outputs that would pass the end of a row. `pass` is looked at only
+  // while a part is done: between parts it may be another one.
+  Products(Worker &worker, Value *scratch, const Pass &pass, int levels)
+      : worker_(worker), scratch_(scratch), pass_(pass), levels_(levels) {}
 
   // Lists the events of every token into a slot, once for all parts that this thread does of the section.
   void list(const Site &site, int slot, int part, uint64_t section) {
     const bool listed = worker_.listed[slot] == section;
     worker_.listed[slot] = section;
-    for (int t = 0; t < tokens_; ++t) {
+    for (int t = 0; t < pass_.tokens; ++t) {
       const int8_t *events = site.events + static_cast<int64_t>(t) * site.stride;
       const Events &into = worker_.lists[slot][t];
-      if (!listed) gather(site, events, dense_, into);
-      if (part == 0) count(site, events, into, levels_);
+      if (!listed) gather(site, events, pass_.dense, into);
+      if (part == 0 && pass_.counts) count(site, events, into, levels_, pass_.counts[site.index]);
     }
   }
 
-  // A part of a product, for the tokens from `first` on; row t of the outputs begins at out + t * stride.
+  // A part of a product of every token; row t of the outputs begins at out + t * stride.
+  void multiply(const Site &site, int slot, int part, Value *out, int64_t stride) {
+    multiply_into(site, slot, part, stride, pass_.tokens, [&](int t) { return out + t * stride; });
+  }
+
+  // The same for the tokens, `wanted` in number, for which row_of(t) says where a row of `stride` outputs goes, not null.
   // One token goes through whole panels, several through a few blocks at a time that stay in the cache.
-  void multiply(const Site &site, int slot, int part, Value *out, int64_t stride, int first = 0) {
-    const bool together = tokens_ - first > 1;
+  template <class RowOf>
+  void multiply_into(const Site &site, int slot, int part, int64_t stride, int wanted, const RowOf &row_of) {
+    const bool together = wanted > 1;
     for (int p = site.panels_of[part]; p < site.panels_of[part + 1]; ++p) {
       const Panel &panel = site.panels[p];
       const int step = together ? narrow_blocks(site.bits) : panel.blocks;
       for (int block = 0; block < panel.blocks; block += step) {
         const int blocks = panel.blocks - block < step ? panel.blocks - block : step;
-        for (int t = first; t < tokens_; ++t)
-          multiply_blocks(site, panel, block, blocks, worker_.lists[slot][t], out + t * stride, stride);
+        for (int t = 0; t < pass_.tokens; ++t)
+          if (Value *out = row_of(t)) multiply_blocks(site, panel, block, blocks, worker_.lists[slot][t], out, stride);
       }
     }
   }
@@ -79,8 +85,7 @@ class Products {
 
   Worker &worker_;
   Value *scratch_;
-  const int &tokens_;
-  const bool &dense_;
+  const Pass &pass_;
   const int levels_;
   Job job_{};
   bool waiting_ = false;

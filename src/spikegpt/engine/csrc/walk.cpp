@@ -28,7 +28,7 @@ class Walker {
         pass_(pass),
         share_(share),
         section_(first - 1),
-        products_(worker, worker.scratch, pass.tokens, model.dense, static_cast<int>(model.range.levels)) {}
+        products_(worker, worker.scratch, pass, static_cast<int>(model.range.levels)) {}
 
   uint64_t run() {
     section([this](int part) { embed(part); });
@@ -63,6 +63,7 @@ class Walker {
 
   Range channels_of(int part) const { return outputs_of(*model_.mixes->receptance, part); }
   float *row(float *of, int t) const { return of + static_cast<int64_t>(t) * model_.stride; }
+  float *state(int t) const { return pass_.rows[t].state; }
   float *hidden(int t) const { return model_.hidden + static_cast<int64_t>(t) * model_.hidden_stride; }
 
   void embed(int part) {
@@ -70,7 +71,7 @@ class Walker {
     const Range own = channels_of(part);
     float *values = worker_.scratch;
     for (int t = 0; t < pass_.tokens; ++t) {
-      const int64_t id = pass_.ids[t];
+      const int64_t id = pass_.rows[t].id;
       const int8_t *__restrict integers = model_.embedding + id * channels;
       const float scale = model_.embedding_scale[id];
       if (model_.spike_embedding)
@@ -85,20 +86,22 @@ class Walker {
   void listen(const Mix &mix, const Site *const *sites, const float *const *weights, int count, int part) {
     const Range own = channels_of(part);
     if (own.begin == own.end) return;
-    float *shift = pass_.state + mix.shift;
     float *mixed = worker_.scratch;
-    const float *last = shift;
+    const float *last = nullptr;
     for (int t = 0; t < pass_.tokens; ++t) {
+      float *shift = state(t) + mix.shift;
+      if (t == 0 || state(t - 1) != state(t)) last = shift;
       float *normed = row(model_.normed, t);
       const float *x = row(model_.x, t);
       normalise(x, moments(x, model_.channels), mix.norm, own.begin, own.end, normed);
       for (int i = 0; i < count; ++i) {
         mix_tokens(last, normed, weights[i], own.begin, own.end, mixed);
-        fire(model_, *sites[i], mixed, own.begin, own.end, pass_.state, t);
+        fire(model_, *sites[i], mixed, own.begin, own.end, state(t), t);
       }
       last = normed;
+      if (t + 1 == pass_.tokens || state(t + 1) != state(t))
+        std::memcpy(shift + own.begin, last + own.begin, sizeof(float) * (own.end - own.begin));
     }
-    std::memcpy(shift + own.begin, last + own.begin, sizeof(float) * (own.end - own.begin));
   }
 
   void add_to_residual(int t, const float *__restrict y, Range own) {
@@ -120,8 +123,8 @@ class Walker {
       const Range own = channels_of(part);
       for (int t = 0; t < pass_.tokens; ++t) {
         wkv(mix, row(model_.k, t), row(model_.v, t), row(model_.r, t), own.begin, own.end, model_.channels,
-            pass_.state + mix.wkv, worker_.scratch);
-        fire(model_, *mix.output, worker_.scratch, own.begin, own.end, pass_.state, t);
+            state(t) + mix.wkv, worker_.scratch);
+        fire(model_, *mix.output, worker_.scratch, own.begin, own.end, state(t), t);
       }
     });
     section([&](int part) {
@@ -149,7 +152,7 @@ class Walker {
           const float positive = values[c] > 0.0f ? values[c] : 0.0f;
           values[c] = positive * positive;
         }
-        fire(model_, *mix.value, values, own.begin, own.end, pass_.state, t);
+        fire(model_, *mix.value, values, own.begin, own.end, state(t), t);
       }
     });
     section([&](int part) {
@@ -172,14 +175,15 @@ class Walker {
     for (int t = 0; t < pass_.tokens; ++t) {
       const float *x = row(model_.x, t);
       normalise(x, moments(x, model_.channels), model_.ln_out, own.begin, own.end, normed);
-      fire(model_, *model_.head, normed, own.begin, own.end, pass_.state, t);
+      fire(model_, *model_.head, normed, own.begin, own.end, state(t), t);
     }
   }
 
   void head(int part) {
     products_.list(*model_.head, 0, part, section_);
-    float *logits = pass_.logits - static_cast<int64_t>(pass_.first_logits) * model_.vocab;
-    products_.multiply(*model_.head, 0, part, logits, model_.vocab, pass_.first_logits);
+    int wanted = 0;
+    for (int t = 0; t < pass_.tokens; ++t) wanted += pass_.rows[t].logits != nullptr;
+    products_.multiply_into(*model_.head, 0, part, model_.vocab, wanted, [&](int t) { return pass_.rows[t].logits; });
     products_.flush();
   }
 

@@ -1,0 +1,60 @@
+// What the binding's files share.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+#include "turn.h"
+
+namespace spikegpt::engine {
+
+// What calls have counted; it belongs to who gave it to them. `counts` points into `fired`, so that a copy is made with care.
+struct Counters {
+  Counters(const Engine &engine, bool neurons) : neurons(neurons), fired(engine.sites()), counts(engine.sites()) {
+    for (std::size_t i = 0; i < fired.size(); ++i) fired[i].assign(neurons ? engine.site(i).inputs : 0, 0);
+    point();
+  }
+  Counters(const Counters &other) : neurons(other.neurons), fired(other.fired), counts(other.counts) { point(); }
+  Counters &operator=(const Counters &) = delete;
+
+  bool neurons;
+  std::vector<std::vector<int64_t>> fired;
+  std::vector<Counts> counts;
+
+ private:
+  void point() {
+    for (std::size_t i = 0; i < fired.size(); ++i) counts[i].fired = neurons ? fired[i].data() : nullptr;
+  }
+};
+
+// Sequences while a call has them: one that stands in two calls, or twice in one, is refused.
+class Claim {
+ public:
+  explicit Claim(const std::vector<Sequence *> &sequences);
+  ~Claim();
+  Claim(const Claim &) = delete;
+  Claim &operator=(const Claim &) = delete;
+
+ private:
+  const std::vector<Sequence *> &sequences_;
+  std::size_t claimed_ = 0;
+};
+
+Spikes spikes_named(const std::string &name);
+
+// A vector that becomes a numpy array, without a copy.
+template <class T>
+nanobind::ndarray<nanobind::numpy, T, nanobind::ndim<1>> array_of(std::vector<T> values) {
+  auto *kept = new std::vector<T>(std::move(values));
+  nanobind::capsule owner(kept, [](void *p) noexcept { delete static_cast<std::vector<T> *>(p); });
+  return {kept->data(), {kept->size()}, owner};
+}
+
+void bind_sampling(nanobind::module_ &module);
+
+}  // namespace spikegpt::engine

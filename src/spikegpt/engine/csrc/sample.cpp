@@ -1,0 +1,223 @@
+#include "sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#include "model.h"
+
+namespace spikegpt::engine {
+
+namespace baseline {
+extern const SampleLoops sample_loops;
+}
+#if defined(SPIKEGPT_X86)
+namespace avx2 {
+extern const SampleLoops sample_loops;
+}
+namespace avx512vnni {
+extern const SampleLoops sample_loops;
+}
+#endif
+
+std::vector<const Walk *> supported();
+
+const SampleLoops &loops_of(const char *isa) {
+  const std::string name = *isa ? isa : supported().front()->name;
+#if defined(SPIKEGPT_X86)
+  if (name == avx512vnni::sample_loops.name) return avx512vnni::sample_loops;
+  if (name == avx2::sample_loops.name) return avx2::sample_loops;
+#endif
+  return baseline::sample_loops;
+}
+
+namespace {
+
+constexpr int kBuckets = 2048;
+
+inline int blocks_of(int vocab) { return (vocab + kBlock - 1) / kBlock; }
+
+inline double sum_of(const std::vector<float> &sums) {
+  double total = 0.0;
+  for (float sum : sums) total += sum;
+  return total;
+}
+
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// Calls work(index, value) for the values that are at least `least`; blocks whose largest is below it are not looked at.
+template <class Work>
+void each_above(const float *values, const float *largest, int count, float least, const Work &work) {
+  for (int block = 0; block < blocks_of(count); ++block) {
+    if (!(largest[block] >= least)) continue;
+    const int end = std::min(count, (block + 1) * kBlock);
+    for (int i = block * kBlock; i < end; ++i)
+      if (values[i] >= least) work(i, values[i]);
+  }
+}
+
+// A value that at least `k` values reach, from the largest of each block; the smallest float where there are fewer blocks.
+float bound_of(const float *largest, int blocks, int k, std::vector<float> &edge, float none) {
+  if (k > blocks) return none;
+  edge.assign(largest, largest + blocks);
+  std::nth_element(edge.begin(), edge.begin() + (k - 1), edge.end(), std::greater<float>());
+  return edge[k - 1];
+}
+
+// The largest cutoff for which the values that reach it measure at least `need`; values below `least` are not looked at.
+// Values are positive, so that their bits are in their order: one pass sorts them into buckets, and only the bucket in which
+// the measure is reached is sorted.
+template <class Measure>
+float cutoff_of(const float *values, const float *largest, int count, float least, double need, Scratch &scratch,
+                const Measure &measure) {
+  const uint32_t low = bits_of(least), range = bits_of(1.0f) - low;
+  int shift = 0;
+  while (range >> shift >= kBuckets) ++shift;
+  std::vector<double> &sums = scratch.bucket_sums;
+  sums.assign(kBuckets, 0.0);
+  each_above(values, largest, count, least, [&](int, float w) { sums[(bits_of(w) - low) >> shift] += measure(w); });
+  int bucket = kBuckets - 1;
+  double above = 0.0;
+  for (; bucket > 0 && above + sums[bucket] < need; --bucket) above += sums[bucket];
+  std::vector<float> &edge = scratch.edge;
+  edge.clear();
+  const uint32_t from = low + (static_cast<uint32_t>(bucket) << shift);
+  float first;
+  std::memcpy(&first, &from, sizeof first);
+  each_above(values, largest, count, first, [&](int, float w) {
+    if ((bits_of(w) - low) >> shift == static_cast<uint32_t>(bucket)) edge.push_back(w);
+  });
+  std::sort(edge.begin(), edge.end(), std::greater<float>());
+  for (float w : edge)
+    if ((above += measure(w)) >= need) return w;
+  return edge.empty() ? least : edge.back();
+}
+
+void likeliest(const float *logits, int vocab, int top, float base, Scratch &scratch, Score &score) {
+  score.top.clear();
+  if (top <= 0) return;
+  top = std::min(top, vocab);
+  const float least = bound_of(scratch.largest.data(), blocks_of(vocab), top, scratch.edge, -INFINITY);
+  each_above(logits, scratch.largest.data(), vocab, least, [&](int token, float x) { score.top.emplace_back(token, x - base); });
+  const auto better = [](const auto &a, const auto &b) { return a.second != b.second ? a.second > b.second : a.first < b.first; };
+  std::partial_sort(score.top.begin(), score.top.begin() + top, score.top.end(), better);
+  score.top.resize(top);
+}
+
+}  // namespace
+
+Scratch::Scratch(int vocab)
+    : logits(vocab), weights(vocab), largest(blocks_of(vocab)), peaks(blocks_of(vocab)), sums(blocks_of(vocab)), edge_sums(blocks_of(vocab)) {}
+
+bool score_token(const float *logits, int vocab, int64_t token, int top, Scratch &scratch, const SampleLoops &loops,
+                 Score &score) {
+  if (loops.survey(logits, vocab, scratch.largest.data()) != 0.0f) return false;
+  const float largest = *std::max_element(scratch.largest.begin(), scratch.largest.end());
+  loops.weigh(logits, vocab, largest, 1.0f, scratch.weights.data(), scratch.sums.data());
+  const float base = static_cast<float>(largest + std::log(sum_of(scratch.sums)));
+  score.token = token;
+  score.logprob = logits[token] - base;
+  likeliest(logits, vocab, top, base, scratch, score);
+  return true;
+}
+
+uint64_t Sampler::mix(uint64_t z) {  // SplitMix64: Steele, Lea and Flood, OOPSLA 2014
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
+}
+
+double Sampler::uniform() {
+  random_ += 0x9e3779b97f4a7c15u;
+  return static_cast<double>(mix(random_) >> 11) * 0x1.0p-53;
+}
+
+void Sampler::read(int64_t token) {
+  if (remembers()) seen_.try_emplace(token, Seen{0});
+}
+
+const float *Sampler::adjust(const float *logits, Scratch &scratch) const {
+  if (seen_.empty() && settings_.bias.empty()) return logits;
+  float *to = scratch.logits.data();
+  std::memcpy(to, logits, sizeof(float) * vocab_);
+  for (const auto &[token, seen] : seen_) {
+    float &x = to[token];
+    x = x > 0.0f ? x / settings_.repetition : x * settings_.repetition;
+    if (seen.written) x = x - settings_.frequency * static_cast<float>(seen.written) - settings_.presence;
+  }
+  for (const auto &[token, bias] : settings_.bias) to[token] += bias;
+  return to;
+}
+
+// The smallest weight that passes top-k, top-p among what passed, and min-p. The likeliest token, of weight 1, always does.
+float Sampler::cutoff(Scratch &scratch, const SampleLoops &loops) const {
+  const float *peaks = scratch.peaks.data(), *weights = scratch.weights.data();
+  const int blocks = blocks_of(vocab_);
+  float least = 0.0f;
+  if (settings_.top_k > 0 && settings_.top_k < vocab_) {
+    const float bound = bound_of(peaks, blocks, settings_.top_k, scratch.edge, 0.0f);
+    least = cutoff_of(weights, peaks, vocab_, bound, settings_.top_k, scratch, [](float) { return 1.0; });
+  }
+  if (settings_.top_p < 1.0f) {
+    if (least > 0.0f) loops.sum_above(weights, vocab_, least, scratch.sums.data());
+    const double total = sum_of(scratch.sums), kept = least > 0.0f ? std::min<double>(vocab_, total / least) : vocab_;
+    // All the tokens below this bound together have less than 1 - p.
+    const float bound = std::min(1.0f, static_cast<float>((1.0 - settings_.top_p) * total / (kept + 1.0)));
+    least = cutoff_of(weights, peaks, vocab_, std::max(least, bound), settings_.top_p * total, scratch,
+                      [](float w) { return static_cast<double>(w); });
+  }
+  return std::max(least, settings_.min_p);
+}
+
+// A token of at least weight `least`, each with a probability in the proportion of its weight; scratch.sums are of those.
+int64_t Sampler::draw(Scratch &scratch, float least) {
+  double left = uniform() * sum_of(scratch.sums);
+  int block = 0, last = blocks_of(vocab_) - 1;
+  while (scratch.sums[last] == 0.0f) --last;
+  for (; block < last && left >= scratch.sums[block]; ++block) left -= scratch.sums[block];
+  const float *weights = scratch.weights.data();
+  int64_t token = -1;
+  for (int i = block * kBlock, end = std::min(vocab_, i + kBlock); i < end; ++i) {
+    if (weights[i] < least || weights[i] == 0.0f) continue;
+    token = i;  // the last of them, should rounding leave something over
+    if (left < weights[i]) break;
+    left -= weights[i];
+  }
+  return token;
+}
+
+int64_t Sampler::choose(const float *logits, Scratch &scratch, const SampleLoops &loops, int logprobs, Score *score) {
+  const float *given = logits;
+  logits = adjust(logits, scratch);
+  float *largest = scratch.largest.data(), *weights = scratch.weights.data();
+  if (loops.survey(logits, vocab_, largest) != 0.0f) return kNotFinite;
+  const auto best_block = std::max_element(scratch.largest.begin(), scratch.largest.end());
+  const float best = *best_block;
+  int64_t token;
+  if (settings_.temperature < 1e-6f) {
+    token = (best_block - scratch.largest.begin()) * kBlock;
+    while (logits[token] != best) ++token;
+  } else {
+    const float sharpness = 1.0f / settings_.temperature;
+    loops.weigh(logits, vocab_, best, sharpness, weights, scratch.sums.data());
+    float least = 0.0f;
+    if (settings_.top_k > 0 || settings_.top_p < 1.0f || settings_.min_p > 0.0f) {
+      loops.weigh(largest, blocks_of(vocab_), best, sharpness, scratch.peaks.data(), scratch.edge_sums.data());
+      least = cutoff(scratch, loops);
+      loops.sum_above(weights, vocab_, least, scratch.sums.data());
+    }
+    token = draw(scratch, least);
+  }
+  if (logprobs >= 0 && !score_token(given, vocab_, token, logprobs, scratch, loops, *score)) return kNotFinite;
+  if (remembers()) ++seen_.try_emplace(token, Seen{0}).first->second.written;
+  return token;
+}
+
+}  // namespace spikegpt::engine

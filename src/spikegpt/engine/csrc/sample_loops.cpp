@@ -1,0 +1,89 @@
+// The sampler's loops over the vocabulary, built once for each instruction set. Sums are added in one fixed order.
+#include "../../ops/csrc/lanes.h"
+#include "sample.h"
+
+namespace {
+
+using namespace spikegpt::engine;
+
+constexpr int kBlockOf = spikegpt::engine::kBlock;
+
+inline float fold_largest(const float *lanes) {
+  float best = lanes[0];
+  for (int lane = 1; lane < kBlockOf; ++lane) best = lanes[lane] > best ? lanes[lane] : best;
+  return best;
+}
+
+// Halves are added to one another: the order that a tree of vectors adds in.
+inline float fold_sum(float *lanes) {
+  for (int half = kBlockOf / 2; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+}
+
+// Calls work(first, width) for every block.
+template <class Work>
+inline void each_block(int count, const Work &work) {
+  for (int first = 0; first + kBlockOf <= count; first += kBlockOf) work(first, kBlockOf);
+  if (count % kBlockOf) work(count / kBlockOf * kBlockOf, count % kBlockOf);
+}
+
+float survey(const float *logits, int count, float *largest) {
+  float faults[kBlockOf] = {};
+  each_block(count, [&](int first, int width) {
+    const float *__restrict x = logits + first;
+    if (width == kBlockOf) {
+      for (int lane = 0; lane < kBlockOf; ++lane) faults[lane] += x[lane] * 0.0f;
+      largest[first / kBlockOf] = fold_largest(x);
+      return;
+    }
+    float best = x[0];
+    for (int lane = 0; lane < width; ++lane) {
+      faults[lane] += x[lane] * 0.0f;
+      best = x[lane] > best ? x[lane] : best;
+    }
+    largest[first / kBlockOf] = best;
+  });
+  return fold_sum(faults);
+}
+
+void weigh(const float *logits, int count, float largest, float sharpness, float *weights, float *sums) {
+  each_block(count, [&](int first, int width) {
+    const float *__restrict x = logits + first;
+    float *__restrict w = weights + first;
+    float lanes[kBlockOf] = {};
+    if (width == kBlockOf) {
+      for (int lane = 0; lane < kBlockOf; ++lane) w[lane] = exp_negative((x[lane] - largest) * sharpness);
+      for (int lane = 0; lane < kBlockOf; ++lane) lanes[lane] = w[lane];
+    } else {
+      for (int lane = 0; lane < width; ++lane) lanes[lane] = w[lane] = exp_negative((x[lane] - largest) * sharpness);
+    }
+    sums[first / kBlockOf] = fold_sum(lanes);
+  });
+}
+
+void sum_above(const float *weights, int count, float cutoff, float *sums) {
+  each_block(count, [&](int first, int width) {
+    const float *__restrict w = weights + first;
+    float lanes[kBlockOf] = {};
+    if (width == kBlockOf)
+      for (int lane = 0; lane < kBlockOf; ++lane) lanes[lane] = w[lane] >= cutoff ? w[lane] : 0.0f;
+    else
+      for (int lane = 0; lane < width; ++lane) lanes[lane] = w[lane] >= cutoff ? w[lane] : 0.0f;
+    sums[first / kBlockOf] = fold_sum(lanes);
+  });
+}
+
+}  // namespace
+
+namespace spikegpt::engine {
+namespace SPIKEGPT_ISA {
+
+#define SPIKEGPT_QUOTE(name) #name
+#define SPIKEGPT_STRING(name) SPIKEGPT_QUOTE(name)
+
+extern const SampleLoops sample_loops;
+const SampleLoops sample_loops = {SPIKEGPT_STRING(SPIKEGPT_ISA), survey, weigh, sum_above};
+
+}  // namespace SPIKEGPT_ISA
+}  // namespace spikegpt::engine

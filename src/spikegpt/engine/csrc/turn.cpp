@@ -1,0 +1,113 @@
+#include "turn.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace spikegpt::engine {
+namespace {
+
+// From this many sequences on, and with weights beyond what the processor's caches keep, one pass for all is faster.
+constexpr std::size_t kSequencesThatPay = 4;
+constexpr int64_t kBytesThatPay = int64_t{24} << 20;
+
+// Bit i of the result: whether byte i is not zero.
+inline uint8_t nonzero_bytes(const int8_t *bytes) {
+  uint64_t word;
+  std::memcpy(&word, bytes, sizeof word);
+  const uint64_t low = 0x7f7f7f7f7f7f7f7fu, high = ((word & low) + low) | word;  // the top bit of each byte that is not zero
+  return static_cast<uint8_t>((high >> 7 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+}
+
+}  // namespace
+
+Turns::Turns(Engine &engine) : engine_(engine), loops_(loops_of(engine.isa())), scratch_(engine.vocab()) {}
+
+bool Turns::pays(std::size_t sequences) const {
+  return sequences >= kSequencesThatPay && engine_.weight_bytes() >= kBytesThatPay;
+}
+
+std::vector<int64_t> Turns::advance(const std::vector<Sequence *> &sequences, bool dense, Together together,
+                                    Counts *counts) {
+  const bool shared = together == Together::kYes || (together == Together::kWhereFaster && pays(sequences.size()));
+  std::vector<int64_t> chosen(sequences.size(), kNothing);
+  std::vector<int> taken;  // tokens of each sequence that stands in the pass
+  std::size_t first = 0;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const int count = std::min(sequences[i]->waiting(), kTokens);
+    plan(*sequences[i]);
+    taken.push_back(count);
+    const int next = i + 1 < sequences.size() ? std::min(sequences[i + 1]->waiting(), kTokens) : kTokens;
+    if (shared && i + 1 < sequences.size() && tokens_ + next <= kTokens) continue;
+    run(dense, counts);
+    int at = 0;
+    for (std::size_t n = 0; n < taken.size(); at += taken[n], ++n)
+      chosen[first + n] = take(*sequences[first + n], at, taken[n]);
+    first = i + 1;
+    taken.clear();
+  }
+  return chosen;
+}
+
+// Puts what a sequence reads next into the pass; logits where somebody looks at them.
+void Turns::plan(Sequence &sequence) {
+  const int count = std::min(sequence.waiting(), kTokens);
+  for (int i = 0; i < count; ++i) {
+    const std::size_t at = sequence.at + i;
+    const bool last = at + 1 == sequence.unread.size();
+    const bool wanted = last ? sequence.chooses : sequence.echo;
+    rows_[tokens_] = {sequence.unread[at], sequence.state, wanted ? engine_.logits_row(tokens_) : nullptr};
+    ++tokens_;
+  }
+}
+
+void Turns::run(bool dense, Counts *counts) {
+  if (tokens_) engine_.pass(rows_, tokens_, dense, counts);
+  tokens_ = 0;
+}
+
+int64_t Turns::take(Sequence &sequence, int first, int count) {
+  int64_t chosen = kNothing;
+  for (int token = first; token < first + count; ++token) {
+    if (sequence.spikes != Spikes::kNone) record_spikes(sequence, token);
+    sequence.sampler->read(sequence.unread[sequence.at]);
+    const bool last = ++sequence.at == sequence.unread.size();
+    const float *logits = engine_.logits_row(token);
+    Score score;
+    if (last && sequence.chooses) {
+      chosen = sequence.sampler->choose(logits, scratch_, loops_, sequence.logprobs, &score);
+    } else if (sequence.echo && !last) {
+      const int64_t next = sequence.unread[sequence.at];
+      if (!score_token(logits, engine_.vocab(), next, sequence.logprobs, scratch_, loops_, score)) return Sampler::kNotFinite;
+    } else {
+      continue;
+    }
+    if (sequence.logprobs >= 0 && chosen != Sampler::kNotFinite) sequence.scores.push_back(std::move(score));
+  }
+  if (chosen >= 0) {
+    sequence.unread.assign(1, chosen);
+    sequence.at = 0;
+  }
+  return chosen;
+}
+
+void Turns::record_spikes(Sequence &sequence, int token) const {
+  std::vector<uint8_t> &to = sequence.fired;
+  for (std::size_t i = 0; i < engine_.sites(); ++i) {
+    const Site &site = engine_.site(i);
+    const int8_t *events = site.events + static_cast<int64_t>(token) * site.stride;  // zeros up to the stride
+    if (sequence.spikes == Spikes::kSizes)
+      to.insert(to.end(), events, events + site.inputs);
+    else
+      for (int input = 0; input < site.inputs; input += 8) to.push_back(nonzero_bytes(events + input));
+  }
+}
+
+int64_t Turns::spike_bytes(Spikes spikes) const {
+  int64_t bytes = 0;
+  for (std::size_t i = 0; i < engine_.sites(); ++i)
+    bytes += spikes == Spikes::kSizes ? engine_.site(i).inputs : (engine_.site(i).inputs + 7) / 8;
+  return bytes;
+}
+
+}  // namespace spikegpt::engine

@@ -1,0 +1,64 @@
+// A turn: every sequence of a group reads what it has not read, at most kTokens tokens, and chooses its next token.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine.h"
+#include "sample.h"
+
+namespace spikegpt::engine {
+
+enum class Spikes { kNone, kMask, kSizes };
+
+// One text in the making.
+struct Sequence {
+  float *state = nullptr;
+  std::shared_ptr<void> owner;  // keeps the state
+  int64_t state_size = 0;
+  std::vector<int64_t> unread;  // from `at` on; the logits after the last choose the next token, which is appended
+  std::size_t at = 0;
+  std::shared_ptr<Sampler> sampler;
+  int logprobs = -1;     // how many of the likeliest tokens go with each score; -1: no scores
+  bool echo = false;     // tokens that are read are scored too, from the second on
+  bool chooses = true;   // false: only reads
+  Spikes spikes = Spikes::kNone;
+  std::vector<Score> scores;
+  std::vector<uint8_t> fired;  // of every token read: bit masks or sizes, site after site
+  std::atomic<bool> busy{false};
+
+  int waiting() const { return static_cast<int>(unread.size() - at); }
+};
+
+// How sequences of one token go through the engine.
+enum class Together { kNo, kYes, kWhereFaster };
+
+class Turns {
+ public:
+  static constexpr int64_t kNothing = -1;
+
+  Turns(Engine &engine);
+
+  // What each sequence chose: a token, kNothing (it has more to read, or only reads), or Sampler::kNotFinite.
+  std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, Together together, Counts *counts);
+
+  // Bytes of `fired` for each token.
+  int64_t spike_bytes(Spikes spikes) const;
+
+ private:
+  bool pays(std::size_t sequences) const;
+  void plan(Sequence &sequence);
+  void run(bool dense, Counts *counts);
+  int64_t take(Sequence &sequence, int first, int count);
+  void record_spikes(Sequence &sequence, int token) const;
+
+  Engine &engine_;
+  const SampleLoops &loops_;
+  Scratch scratch_;
+  Row rows_[kTokens];
+  int tokens_ = 0;
+};
+
+}  // namespace spikegpt::engine
