@@ -142,12 +142,9 @@ def measure(
     for activity, engine in engines.items():
         event, dense, read = [], [], []
         for _ in range(repeats):
-            engine.set_dense(False)
             event += step_times(engine, rng.integers(config.vocab_size, size=20))[4:]
-            engine.set_dense(True)
-            dense += step_times(engine, rng.integers(config.vocab_size, size=6))[2:]
+            dense += step_times(engine.dense(), rng.integers(config.vocab_size, size=6))[2:]
             read.append(engine.read_weights())
-        engine.set_dense(False)
         prompt = rng.integers(config.vocab_size, size=512)
         with engine.meter(neurons=False) as meter:
             start = time.perf_counter()

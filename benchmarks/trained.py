@@ -40,14 +40,13 @@ def measure(directory: str | None, threads: int, quick: bool) -> list[dict[str, 
     ours = float_model(directory, "auto", quick)
     engine = EventModel.of(ours, threads=threads)
     ways = {
-        EVENTS: engine, DENSE: engine, "float32, our products": ours, PLAIN: float_model(directory, "reference", quick)
+        EVENTS: engine, DENSE: engine.dense(), "float32, our products": ours, PLAIN: float_model(directory, "reference", quick)
     }  # fmt: skip
     with engine.meter(neurons=False) as meter:
         generated_per_second(engine, tokens, PROMPT)
     rates: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
         for way, model in ways.items():
-            engine.set_dense(way == DENSE)
             rates[way].append(generated_per_second(model, tokens, PROMPT))
     middle = {way: median(sorted(values)) for way, values in rates.items()}
     return [

@@ -136,8 +136,7 @@ def test_reading_every_weight_changes_nothing() -> None:
     engine = EventModel.of(awake(KINDS["graded"]))
     ids = text(KINDS["graded"], 33)
     expected, _ = engine(ids)
-    engine.set_dense(True)
-    assert torch.equal(engine(ids)[0], expected)
+    assert torch.equal(engine.dense()(ids)[0], expected)
 
 
 @torch.inference_mode()

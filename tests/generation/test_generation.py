@@ -5,7 +5,7 @@ from tiny import SPIKES, make_model
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UsageError, UserError
 from spikegpt.generation.decode import complete, generate, generate_batch
-from spikegpt.generation.sampling import make_sampler
+from spikegpt.generation.sampling import Sampler, Sampling
 from spikegpt.generation.stopping import StopFilter
 from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.model.state import State
@@ -192,12 +192,11 @@ def test_stop_filter_gives_back_what_it_held():
 
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]))
-NOTHING = torch.zeros(5, dtype=torch.bool)
 
 
 def draws(**options):
-    sampler = make_sampler(**{"temperature": 1.0, "seed": 0} | options)
-    tokens = torch.tensor([sampler(LOGITS, NOTHING) for _ in range(2000)])
+    sampler = Sampler(Sampling(**{"temperature": 1.0, "seed": 0} | options), 5)
+    tokens = torch.tensor([sampler.choose(LOGITS) for _ in range(2000)])
     return torch.bincount(tokens, minlength=5) / 2000
 
 
@@ -228,24 +227,42 @@ def test_filters_keep_the_likeliest(options, kept):
 def test_top_p_over_a_large_flat_vocabulary():
     logits = torch.zeros(5000)
     logits[:2000] = 0.01
-    seen = torch.zeros(5000, dtype=torch.bool)
-    sampler = make_sampler(temperature=1.0, top_p=0.4, seed=0)
-    assert max(sampler(logits, seen) for _ in range(200)) < 2000
+    sampler = Sampler(Sampling(temperature=1.0, top_p=0.4, seed=0), 5000)
+    assert max(sampler.choose(logits) for _ in range(200)) < 2000
 
 
 def test_repetition_penalty():
     logits = torch.tensor([2.0, 1.5, -1.0])
-    seen = torch.tensor([True, False, False])
-    assert make_sampler(temperature=0)(logits, seen) == 0
-    assert make_sampler(temperature=0, repetition_penalty=2.0)(logits, seen) == 1
+
+    def greedy(**options):
+        sampler = Sampler(Sampling(temperature=0, **options), 3)
+        sampler.read([0])
+        return [sampler.choose(logits) for _ in range(3)]
+
+    assert greedy() == [0, 0, 0]
+    assert greedy(repetition_penalty=1.5) == [1, 0, 0]
+    assert greedy(presence_penalty=0.6) == [0, 1, 0]
+    assert greedy(frequency_penalty=0.6) == [0, 1, 0]
+    assert greedy(presence_penalty=4.0) == [0, 1, 2]
+    assert greedy(logit_bias={2: 4.0}) == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
     "options",
-    [dict(temperature=-1), dict(top_k=-1), dict(top_p=0), dict(min_p=2), dict(repetition_penalty=0), dict(seed=2**64)],
+    [
+        dict(temperature=-1),
+        dict(top_k=-1),
+        dict(top_p=0),
+        dict(min_p=2),
+        dict(repetition_penalty=0),
+        dict(seed=2**64),
+        dict(presence_penalty=float("nan")),
+        dict(frequency_penalty=float("inf")),
+        dict(logit_bias={-1: 0.0}),
+    ],
 )
 def test_settings_out_of_range(options):
     with pytest.raises(UsageError, match=next(iter(options))):
-        make_sampler(**options)
+        Sampling(**options)
     with pytest.raises(UsageError, match="max_tokens"):
         generate(make_model(), "a", max_tokens=-1)

@@ -88,10 +88,9 @@ def silence_table(model: EventModel, prompt: str, max_tokens: int, seed: int | N
     """A text written with every weight read, and one with those of neurons that fired: a token's work and the speeds."""
     speeds = {}
     for dense in (True, False):
-        model.set_dense(dense)
         begun = time.perf_counter()
         with model.meter(neurons=False) as meter:
-            generation = generate(model, prompt, max_tokens=max_tokens, seed=seed)
+            generation = generate(model.dense() if dense else model, prompt, max_tokens=max_tokens, seed=seed)
             for _ in generation:
                 pass
         speeds[dense] = generation.tokens / (time.perf_counter() - begun)

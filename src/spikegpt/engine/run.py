@@ -5,12 +5,12 @@ B batch, T tokens, V vocabulary. Only the weights of inputs that fire are read.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from collections.abc import Sequence as Ids
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,16 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..errors import UsageError, UserError
-from ..model.meter import LayerActivity
+from ..generation.sampling import Sampling
 from ..model.neurons import matrix_behind
 from ..model.spikegpt import SpikeGPT
 from ..model.state import State
 from ..tokenizer import Tokenizer
 from .integers import IntegerModel
+from .meter import EventMeter, counters_of
 from .packed import is_packed, read
 from .state_layout import Layout
+from .turns import Sequence, Spikes, as_ids
 
 try:
     import spikegpt.engine._engine as _engine  # pyright: ignore[reportMissingImports] (built on installation)
@@ -40,33 +42,6 @@ MISSING = _missing
 """Why the engine cannot be used, or None."""
 
 
-@dataclass(frozen=True)
-class SiteCounts:
-    """What the neurons in front of one matrix did over everything that was read; counted from execution."""
-
-    name: str
-    """Of the neurons' module in the float model."""
-    inputs: int
-    outputs: int
-    bits: int
-    """Width of the matrix's weights."""
-    steps: int
-    """Tokens."""
-    active: int
-    """Events: inputs whose weights were read, over all tokens."""
-    units: int
-    """Sum of the events' sizes: spikes after expansion into unit spikes."""
-    saturated: int
-    """Events of the largest size."""
-    fired: list[int] | None = None
-    """[inputs] events of each neuron, where neurons are counted."""
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of weights read, without padding and scales."""
-        return self.active * self.outputs * self.bits // 8
-
-
 class EventModel:
     """A packed model on its engine: `logits, state = model(ids, state)` as in `SpikeGPT`.
 
@@ -76,6 +51,7 @@ class EventModel:
 
     device = torch.device("cpu")
     training = False
+    _dense = False
 
     def __init__(
         self, packed: IntegerModel, tokenizer: Tokenizer | None = None, *, threads: int | None = None, isa: str = ""
@@ -135,23 +111,72 @@ class EventModel:
         logits = torch.empty(*ids.shape, self.config.vocab_size)
         tokens = ids.to("cpu", torch.int64).contiguous().numpy()
         for sequence in range(len(ids)):
-            self._engine.run(tokens[sequence], rows[sequence].numpy(), logits[sequence].numpy(), False)
+            self._engine.run(
+                tokens[sequence], rows[sequence].numpy(), logits[sequence].numpy(), False, self._dense,
+                counters_of(self._engine),
+            )  # fmt: skip
         return logits, self._layout.view(rows)
 
     def stream(self, state: State | None = None) -> Stream:
         """One text read token by token from `state` on: the fastest way to generate."""
-        return Stream(self._engine, self._layout, self._rows(state, 1), self.config.vocab_size)
+        return Stream(self._engine, self._layout, self._rows(state, 1), self.config.vocab_size, self._dense)
 
-    def read(self, ids: Sequence[int], state: State | None = None) -> State:
+    def read(self, ids: Ids[int], state: State | None = None) -> State:
         """The state after reading one text's tokens, of which no logits are wanted."""
         stream = self.stream(state)
         if len(ids):
             stream.read(ids)
         return stream.state()
 
-    def set_dense(self, dense: bool) -> None:
-        """Read every weight from now on, as an engine without events would, or only those of active inputs."""
-        self._engine.set_dense(dense)
+    def sequence(
+        self,
+        ids: Ids[int] | np.ndarray,
+        state: State | None = None,
+        *,
+        sampling: Sampling | None = None,
+        counts: Mapping[int, int] | None = None,
+        logprobs: int | None = None,
+        echo: bool = False,
+        chooses: bool = True,
+        spikes: Spikes = "none",
+    ) -> Sequence:
+        """A text that goes on from `state` with `ids`, of which there must be at least one.
+
+        `counts` says how often the text before it chose each token, 0 for those it read: the penalties remember them.
+        With `logprobs` every token chosen has a score, beside that many of the likeliest; with `echo` those that are read
+        too. `chooses=False` only reads. `spikes` says whether, and how, who fired is kept. The settings' seed is drawn here
+        if there is none. Raises IndexError for a token outside the vocabulary.
+        """
+        if len(ids) == 0:
+            raise UsageError("a text needs at least one token")
+        rows = self._rows(state, 1)
+        sampler = native_sampler(sampling or Sampling(), self.config.vocab_size)
+        if counts:
+            sampler.restore(as_ids(list(counts)), as_ids(list(counts.values())))
+        native = _engine.Sequence(
+            rows[0].numpy(), as_ids(ids), sampler, -1 if logprobs is None else logprobs, echo, chooses, spikes,
+        )  # fmt: skip
+        return Sequence(native, self._layout, rows)
+
+    def advance(self, sequences: Ids[Sequence], *, together: bool = True) -> list[int]:
+        """A turn: each text reads at most `PIECE` tokens and, if none is left, chooses its next.
+
+        Returns what each chose, or `sampling.READING` or `sampling.NOT_FINITE`. `together`: as many as
+        fit go through the model in one pass, which was faster at every size that was measured. Bits do not depend on it,
+        nor on who else is there.
+        """
+        natives = [sequence.native for sequence in sequences]
+        return self._engine.advance(natives, self._dense, together, counters_of(self._engine))
+
+    def spike_bytes(self, spikes: Spikes) -> int:
+        """Bytes of one token's spikes."""
+        return self._engine.spike_bytes(spikes)
+
+    def dense(self) -> EventModel:
+        """This model on the same engine, but reading every weight, as an engine without events would."""
+        dense = copy.copy(self)
+        dense._dense = True
+        return dense
 
     def read_weights(self) -> float:
         """Bytes per second at which these threads read all the weights in order: what the memory can do."""
@@ -160,7 +185,7 @@ class EventModel:
         return self._engine.weight_bytes / (time.perf_counter() - start)
 
     def meter(self, *, neurons: bool = True) -> EventMeter:
-        """A context that counts events; with `neurons` also those of each neuron."""
+        """A context that counts the events of this thread's calls; with `neurons` also those of each neuron."""
         return EventMeter(self._engine, neurons)
 
     def _rows(self, state: State | None, batch_size: int) -> Tensor:
@@ -174,8 +199,8 @@ class EventModel:
 class Stream:
     """One text in the making. Nothing is allocated for a token."""
 
-    def __init__(self, engine: Any, layout: Layout, rows: Tensor, vocab_size: int) -> None:
-        self._engine, self._layout, self._rows = engine, layout, rows
+    def __init__(self, engine: Any, layout: Layout, rows: Tensor, vocab_size: int, dense: bool) -> None:
+        self._engine, self._layout, self._rows, self._dense = engine, layout, rows, dense
         self._logits = torch.empty(1, vocab_size)
         self._id = np.empty(1, np.int64)
         self._state_row, self._logits_rows = rows[0].numpy(), self._logits.numpy()
@@ -183,72 +208,35 @@ class Stream:
     def step(self, token: int) -> Tensor:
         """Read one token; logits [V] of the next, overwritten by the next step."""
         self._id[0] = token
-        self._engine.run(self._id, self._state_row, self._logits_rows, True)
+        self._run(self._id)
         return self._logits[0]
 
-    def read(self, ids: Sequence[int] | np.ndarray) -> Tensor:
+    def read(self, ids: Ids[int] | np.ndarray) -> Tensor:
         """Read many tokens, faster than one by one; logits [V] after the last."""
         if len(ids) == 0:
             raise UsageError("there is no token to read")
-        self._engine.run(np.asarray(ids, np.int64), self._state_row, self._logits_rows, True)
+        self._run(as_ids(ids))
         return self._logits[0]
 
     def state(self) -> State:
         """A copy of the state after all that was read."""
         return self._layout.view(self._rows.clone())
 
+    def _run(self, ids: np.ndarray) -> None:
+        counters = counters_of(self._engine)
+        self._engine.run(ids, self._state_row, self._logits_rows, True, self._dense, counters)
 
-class EventMeter:
-    """Counts events inside a `with` block, like `meter.SpikeMeter`."""
 
-    def __init__(self, engine: Any, neurons: bool) -> None:
-        self._engine, self._neurons = engine, neurons
-        self._counts: list[SiteCounts] | None = None
-
-    def __enter__(self) -> EventMeter:
-        self._engine.count_neurons(self._neurons)
-        self._engine.reset_counts()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._counts = self.counts()
-        self._engine.count_neurons(False)
-
-    def counts(self) -> list[SiteCounts]:
-        """One row a matrix, in the order they run."""
-        if self._counts is not None:
-            return self._counts
-        return [SiteCounts(**row) for row in self._engine.counts()]
-
-    @property
-    def rate(self) -> float:
-        """Share of all neuron-steps with an event."""
-        counts = self.counts()
-        steps = sum(site.steps * site.inputs for site in counts)
-        return sum(site.active for site in counts) / steps if steps else 0.0
-
-    @property
-    def activity(self) -> float:
-        """Share of the weights that were read: events x outputs over inputs x outputs."""
-        counts = self.counts()
-        weights = sum(site.steps * site.inputs * site.outputs for site in counts)
-        return sum(site.active * site.outputs for site in counts) / weights if weights else 0.0
-
-    def layers(self) -> list[LayerActivity]:
-        """One row a layer of neurons; needs each neuron's own count."""
-        return [
-            LayerActivity(
-                name=site.name,
-                neurons=site.inputs,
-                rate=site.active / (site.steps * site.inputs),
-                dead=site.fired.count(0) / site.inputs,
-                saturated=site.fired.count(site.steps) / site.inputs,
-            )
-            for site in self.counts()
-            if site.fired is not None and site.steps
-        ]
+def native_sampler(settings: Sampling, vocab_size: int) -> Any:
+    """The engine's own sampler, which `generation.sampling.Sampler` specifies."""
+    outside = next((token for token in settings.logit_bias if token >= vocab_size), None)
+    if outside is not None:
+        raise UsageError(f"logit_bias: token {outside} is not in the vocabulary of {vocab_size}")
+    return _engine.Sampler(
+        vocab_size, settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty,
+        settings.presence_penalty, settings.frequency_penalty, list(settings.logit_bias.items()),
+        settings.random_seed(),
+    )  # fmt: skip
 
 
 def _prepare(packed: IntegerModel) -> dict[str, np.ndarray]:

@@ -6,21 +6,19 @@ gives the logits of the next one.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data.corpus import PIECE, pieces
 from ..errors import UsageError
 from ..evaluation import device_of, evaluating, tokenizer_of
 from ..model.state import State
 from ..tokenizer import Tokenizer
-from .sampling import make_sampler
+from .sampling import NOT_FINITE, Sampler, Sampling, not_finite
 from .session import Session, load_session, save_session
 from .text import Text
 
@@ -35,20 +33,16 @@ def generate(
     prompt: str | Iterable[str] = "",
     *,
     max_tokens: int = 256,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
     stop: str | Sequence[str] = (),
     state: PathLike | None = None,
     save_state: PathLike | None = None,
+    **sampling: Any,
 ) -> Generation:
     """The model's continuation of `prompt`, as an iterator of pieces of text.
 
-    Ends after `max_tokens` tokens, before the first of the `stop` strings, or at the tokenizer's end of text; the
-    settings in between are those of `make_sampler`. A prompt in parts (any iterable of strings) is read as it comes.
+    Ends after `max_tokens` tokens, before the first of the `stop` strings, or at the tokenizer's end of text. The other
+    settings are those of `Sampling`: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+    frequency_penalty, logit_bias, seed. A prompt in parts (any iterable of strings) is read as it comes.
     `state` is a session's file to continue, with or without more prompt; `save_state` one to write at the end. A text
     written in parts, each continuing the session of the one before, is the text written at once: half a character or
     the beginning of a stop string at the end of a part is returned by the next. Without prompt and state a new text
@@ -58,19 +52,12 @@ def generate(
         raise UsageError(f"{save_state} cannot be written: its folder does not exist; make it first")
     if save_state is not None and Path(save_state).is_dir():
         raise UsageError(f"{save_state} is a folder; name a file for the state")
-    sampler = make_sampler(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    settings = Sampling(**sampling)
     tokenizer = tokenizer_of(model)
     session = Session(model.init_state(1)) if state is None else load_session(state, model)
     continues = save_state is not None
-    text = Text(tokenizer, model.config.vocab_size, sampler, max_tokens, stop, session=session, continues=continues)
-    return Generation(model, text, _prompt_ids(tokenizer, prompt), session.state, save_state)
+    text = Text(tokenizer, max_tokens, stop, session=session, continues=continues)
+    return Generation(model, text, settings, _prompt_ids(tokenizer, prompt), session.state, save_state)
 
 
 def generate_batch(
@@ -106,18 +93,19 @@ def complete(
     if len(seeds) != len(prompts):
         raise UsageError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each prompt")
     tokenizer = tokenizer_of(model)
-    texts, states = [], []
+    settings = [Sampling(**sampling, seed=own_seed) for own_seed in seeds]
+    texts = [Text(tokenizer, max_tokens, stop) for _ in prompts]
     with evaluating(model):
-        for prompt, own_seed in zip(prompts, seeds, strict=True):
-            sampler = make_sampler(**sampling, seed=own_seed)
-            text = Text(tokenizer, model.config.vocab_size, sampler, max_tokens, stop)
-            # Each prompt is read by itself: no padding, so nothing depends on how long its neighbours are.
-            states.append(read_prompt(model, text, _prompt_ids(tokenizer, prompt), model.init_state(1)))
-            texts.append(text)
-        if len(texts) == 1:
-            _decode_alone(model, texts[0], states[0])
-        elif texts:
-            _decode_together(model, texts, State.stack(states))
+        # Each prompt is read by itself: no padding, so nothing depends on how long its neighbours are.
+        states = [
+            read_prompt(model, text, _prompt_ids(tokenizer, prompt), model.init_state(1))
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
+        if texts:
+            writer = _writer(model, texts, settings, states)
+            while rows := [row for row, text in enumerate(texts) if text.reason is None]:
+                for row, token in zip(rows, writer.next(rows), strict=True):
+                    texts[row].advance(token)
     return texts
 
 
@@ -128,26 +116,32 @@ class Generation(Iterator[str]):
     """
 
     def __init__(
-        self, model: Any, text: Text, prompt: Iterator[list[int]], state: State, save_to: PathLike | None
+        self,
+        model: Any,
+        text: Text,
+        settings: Sampling,
+        prompt: Iterator[list[int]],
+        state: State,
+        save_to: PathLike | None,
     ) -> None:
-        self._model, self._text, self._prompt = model, text, prompt
+        self._model, self._text, self._settings, self._prompt = model, text, settings, prompt
         self._begun, self._save_to = state, save_to
-        self._steps: Any = None
+        self._writer: Any = None
         self._closed = False
 
     def __next__(self) -> str:
         if self._closed:
             raise StopIteration
         with torch.inference_mode(), evaluating(self._model):
-            if self._steps is None:
+            if self._writer is None:
                 state = read_prompt(self._model, self._text, self._prompt, self._begun)
-                self._steps = _steps(self._model, state)
+                self._writer = _writer(self._model, [self._text], [self._settings], [state])
             while self._text.reason is None:
-                if piece := _advance(self._steps, self._text):
+                if piece := self._text.advance(self._writer.next([0])[0]):
                     return piece
         self.close()
         if self._save_to is not None:
-            save_session(self._save_to, self._text.session(self._steps.state()))
+            save_session(self._save_to, self._text.session(self._writer.state(0)))
         if rest := self._text.finish():
             return rest
         raise StopIteration
@@ -177,61 +171,57 @@ class Generation(Iterator[str]):
         return self._text.reason
 
 
-class _Steps:
-    """One text read token by token by a model that has no `stream` of its own."""
+class _LogitsWriter:
+    """Texts on a model that gives logits: one batch, which those that have ended leave."""
 
-    def __init__(self, model: Any, state: State) -> None:
-        self._model, self._state, self._device = model, state, device_of(model)
+    def __init__(self, model: Any, texts: list[Text], settings: list[Sampling], states: list[State]) -> None:
+        self._model, self._texts, self._device = model, texts, device_of(model)
+        self._rows = list(range(len(texts)))
+        self._state = states[0] if len(texts) == 1 else State.stack(states)
+        self._samplers = [Sampler(each, model.config.vocab_size) for each in settings]
+        for sampler, text in zip(self._samplers, texts, strict=True):
+            sampler.restore(text.counts)
 
-    def step(self, token: int) -> Tensor:
-        """Read one token; logits [V] of the next, on the CPU."""
-        logits, self._state = self._model(torch.tensor([[token]], device=self._device), self._state)
-        return logits[0, -1].float().cpu()
+    def next(self, rows: list[int]) -> list[int]:
+        """The next token of each of these texts; those that are missing have ended."""
+        if len(rows) < len(self._rows):
+            self._state = self._state.take([self._rows.index(row) for row in rows])
+            self._rows = rows
+        ids = torch.tensor([[self._texts[row].pending] for row in rows], device=self._device)
+        logits, self._state = self._model(ids, self._state)
+        scores = logits[:, -1].float().cpu()
+        return [self._samplers[row].choose(scores[at]) for at, row in enumerate(rows)]
 
-    def state(self) -> State:
-        """After all that was read."""
-        return self._state
-
-
-def _steps(model: Any, state: State) -> Any:
-    return model.stream(state) if hasattr(model, "stream") else _Steps(model, state)
-
-
-def _advance(steps: Any, text: Text) -> str:
-    """Read the pending token and choose the next; the text that is now certain."""
-    assert text.pending is not None
-    scores = steps.step(text.pending)
-    with contextlib.nullcontext() if isinstance(steps, _Steps) else _one_thread():
-        return text.advance(scores)
+    def state(self, row: int) -> State:
+        """A text's state after all that was read, the last batch that it was in."""
+        return self._state if len(self._rows) == 1 else self._state.take([self._rows.index(row)])
 
 
-def _decode_alone(model: Any, text: Text, state: State) -> None:
-    """Generate one text to its end."""
-    steps = _steps(model, state)
-    while text.reason is None:
-        _advance(steps, text)
+class _TurnsWriter:
+    """Texts on an engine that chooses by itself."""
+
+    def __init__(self, model: Any, texts: list[Text], settings: list[Sampling], states: list[State]) -> None:
+        self._model = model
+        self._sequences = [
+            model.sequence([text.pending], state, sampling=each, counts=text.counts)
+            for text, each, state in zip(texts, settings, states, strict=True)
+        ]
+
+    def next(self, rows: list[int]) -> list[int]:
+        """The next token of each of these texts."""
+        tokens = self._model.advance([self._sequences[row] for row in rows])
+        if NOT_FINITE in tokens:
+            raise not_finite()
+        return tokens
+
+    def state(self, row: int) -> State:
+        """A copy of a text's state after all that was read."""
+        return self._sequences[row].state()
 
 
-def _decode_together(model: Any, texts: list[Text], state: State) -> None:
-    """Generate every text to its end, in one batch that shrinks as they end."""
-    device = device_of(model)
-    while rows := [row for row, text in enumerate(texts) if text.reason is None]:
-        if len(rows) < len(texts):
-            texts, state = [texts[row] for row in rows], state.take(rows)
-        logits, state = model(torch.tensor([[text.pending] for text in texts], device=device), state)
-        for text, scores in zip(texts, logits[:, -1].float().cpu(), strict=True):
-            text.advance(scores)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread: its others, which go on spinning after each small operation, would slow the engine's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def _writer(model: Any, texts: list[Text], settings: list[Sampling], states: list[State]) -> Any:
+    """What chooses the tokens of texts whose prompts were read."""
+    return (_TurnsWriter if hasattr(model, "advance") else _LogitsWriter)(model, texts, settings, states)
 
 
 def read_prompt(model: Any, text: Text, prompt: Iterable[list[int]], state: State) -> State:

@@ -1,124 +1,174 @@
-"""How the next token is chosen: samplers as callables, built once, so that the decoding loop has no branches.
+"""How the next token is chosen, in plain PyTorch: the specification of the engine's sampler (`engine/csrc/sample.cpp`).
 
-V vocabulary. Sampling runs on the CPU in float32, so that a seed means the same on every device.
+V vocabulary. Sampling runs on the CPU in float32, with random numbers that are the same on every device: a seed writes the
+same text whether this or the engine chooses, but for rounding at the edge of a filter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError, UserError
 
-Sampler = Callable[[Tensor, Tensor], int]
-"""(logits [V], seen [V] bool: the tokens of the text so far) -> the next token."""
-Filter = Callable[[Tensor], Tensor]
-"""logits [V] -> logits [V], with -inf at tokens that are out."""
+READING = -1
+"""What an engine's turn gives for a text that has more to read."""
+NOT_FINITE = -2
+"""What it gives where the model's logits are not finite."""
+
+_64 = (1 << 64) - 1
 
 
-def make_sampler(
-    *,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
-) -> Sampler:
-    """A sampler with a random stream of its own; settings that change nothing cost nothing.
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of a text. Raises UsageError out of range."""
 
-    temperature 0 takes the likeliest token. top_k keeps the k likeliest; top_p the fewest whose probability reaches p;
-    min_p those at least p times as likely as the likeliest. repetition_penalty divides the positive logits of tokens
-    already in the text, and multiplies the negative ones (Keskar et al., 2019). Raises UsageError out of range.
-    """
-    _check("temperature", temperature, 0 <= temperature < math.inf, "0 (the likeliest token) or above")
-    _check("top_k", top_k, top_k >= 0, "0 (off) or above")
-    _check("top_p", top_p, 0 < top_p <= 1, "in (0, 1]")
-    _check("min_p", min_p, 0 <= min_p <= 1, "in [0, 1]")
-    _check("repetition_penalty", repetition_penalty, 0 < repetition_penalty < math.inf, "above 0")
-    _check("seed", seed or 0, -(2**63) <= (seed or 0) < 2**64, "a number of 64 bits")
-    penalise = _penalty(repetition_penalty) if repetition_penalty != 1 else _no_penalty
-    if temperature < 1e-6:
-        return lambda logits, seen: int(torch.argmax(penalise(_finite(logits), seen)))
-    filters: list[Filter] = [lambda logits: (logits - logits.max()) / temperature]
-    if top_k:
-        filters.append(_top_k(top_k))
-    if top_p < 1:
-        filters.append(_top_p(top_p))
-    if min_p:
-        filters.append(_min_p(min_p))
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
+    temperature: float = 0.8
+    """0 takes the likeliest token."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Keep the fewest tokens whose probability, among those that top_k keeps, reaches p."""
+    min_p: float = 0.0
+    """Keep tokens at least this many times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens already read or written, multiplies negative ones (Keskar et al., 2019)."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens already written."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of tokens already written, once for each time."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token -> what is added to its logit."""
+    seed: int | None = None
+    """The same seed chooses the same tokens; None: another one each time."""
 
-    def sample(logits: Tensor, seen: Tensor) -> int:
-        logits = penalise(_finite(logits), seen)
-        for apply in filters:
-            logits = apply(logits)
-        return _draw(logits, generator)
+    def __post_init__(self) -> None:
+        def check(name: str, holds: bool, meaning: str) -> None:
+            if not holds:
+                raise UsageError(f"{name}={getattr(self, name)!r} must be {meaning}")
 
-    return sample
+        check("temperature", 0 <= self.temperature < math.inf, "0 (the likeliest token) or above")
+        check("top_k", 0 <= self.top_k < 2**31, "0 (off) or above")
+        check("top_p", 0 < self.top_p <= 1, "in (0, 1]")
+        check("min_p", 0 <= self.min_p <= 1, "in [0, 1]")
+        check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0")
+        check("presence_penalty", math.isfinite(self.presence_penalty), "a finite number")
+        check("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number")
+        check("seed", -(2**63) <= (self.seed or 0) < 2**64, "a number of 64 bits")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not math.isfinite(bias):
+                raise UsageError(f"logit_bias: {token}: {bias!r} must be a token of the vocabulary and a finite number")
 
-
-def _check(name: str, value: float, holds: bool, meaning: str) -> None:
-    if not holds:
-        raise UsageError(f"{name}={value!r} must be {meaning}")
+    def random_seed(self) -> int:
+        """The seed as a number in [0, 2^64), a new one where none is set."""
+        return secrets.randbits(64) if self.seed is None else self.seed & _64
 
 
-def _finite(logits: Tensor) -> Tensor:
-    if not math.isfinite(logits.sum()):
-        raise UserError("the model's logits are not finite; its weights may come from a run that diverged")
-    return logits
+class Sampler:
+    """One text's choices: what it has seen, and a random stream of its own."""
+
+    def __init__(self, settings: Sampling, vocab_size: int) -> None:
+        outside = next((token for token in settings.logit_bias if token >= vocab_size), None)
+        if outside is not None:
+            raise UsageError(f"logit_bias: token {outside} is not in the vocabulary of {vocab_size}")
+        self._settings = settings
+        self._random = _Random(settings.random_seed())
+        self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+        self._written = torch.zeros(vocab_size)
+
+    def read(self, ids: Iterable[int]) -> None:
+        """Says that the text has these tokens, which were not chosen."""
+        self._seen[list(ids)] = True
+
+    def restore(self, counts: Mapping[int, int]) -> None:
+        """Says how often the text chose each token before: 0 for those it only read."""
+        tokens = list(counts)
+        self._seen[tokens] = True
+        self._written[tokens] = torch.tensor(list(counts.values()), dtype=torch.float32)
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token of the text, after logits [V] float32. Raises UserError where they are not finite."""
+        weights = self._weights(logits)
+        if isinstance(weights, int):
+            token = weights
+        else:
+            cumulative = weights.double().cumsum(0)
+            point = self._random.uniform() * float(cumulative[-1])
+            token = int(torch.searchsorted(cumulative, point, right=True))
+        self._seen[token] = True
+        self._written[token] += 1
+        return token
+
+    def _weights(self, logits: Tensor) -> Tensor | int:
+        """Weights [V] in the proportion of the tokens' probabilities, or the only token."""
+        settings = self._settings
+        if not math.isfinite(logits.sum()):
+            raise not_finite()
+        logits = self._adjusted(logits)
+        if settings.temperature < 1e-6:
+            return int(torch.argmax(logits))
+        weights = torch.exp((logits - logits.max()) * (1 / settings.temperature))
+        if 0 < settings.top_k < len(weights):
+            weights = _from(weights, torch.topk(weights, settings.top_k).values[-1])
+        if settings.top_p < 1:
+            weights = _from(weights, _reaching(weights, settings.top_p))
+        return _from(weights, settings.min_p)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        settings = self._settings
+        if settings.repetition_penalty != 1:
+            strength = settings.repetition_penalty
+            logits = torch.where(self._seen, torch.where(logits > 0, logits / strength, logits * strength), logits)
+        if settings.frequency_penalty or settings.presence_penalty:
+            logits = logits - settings.frequency_penalty * self._written
+            logits = logits - settings.presence_penalty * (self._written > 0)
+        if settings.logit_bias:
+            logits = logits.clone()
+            for token, bias in settings.logit_bias.items():
+                logits[token] += bias
+        return logits
 
 
-def _no_penalty(logits: Tensor, _seen: Tensor) -> Tensor:
-    return logits
+def not_finite() -> UserError:
+    """The error of a model that predicts no numbers."""
+    return UserError("the model's logits are not finite; its weights may come from a run that diverged")
 
 
-def _penalty(strength: float) -> Callable[[Tensor, Tensor], Tensor]:
-    def penalise(logits: Tensor, seen: Tensor) -> Tensor:
-        return torch.where(seen, torch.where(logits > 0, logits / strength, logits * strength), logits)
-
-    return penalise
+def _from(weights: Tensor, least: Tensor | float) -> Tensor:
+    """Weights [V], those below the least at 0."""
+    return weights.masked_fill(weights < least, 0)
 
 
-def _top_k(k: int) -> Filter:
-    def apply(logits: Tensor) -> Tensor:
-        least = torch.topk(logits, min(k, logits.numel())).values[-1]
-        return logits.masked_fill(logits < least, -math.inf)
-
-    return apply
-
-
-def _top_p(p: float) -> Filter:
-    def apply(logits: Tensor) -> Tensor:
-        probabilities = torch.softmax(logits, dim=0)
-        # Few tokens usually reach p: sorting those alone is far cheaper than sorting the vocabulary.
-        for k in (64, 1024, logits.numel()):
-            likeliest = torch.topk(probabilities, min(k, logits.numel())).values
-            reached = likeliest.cumsum(0)
-            if reached[-1] >= p:
-                break
-        last = min(int(torch.searchsorted(reached, p)), len(reached) - 1)
-        return logits.masked_fill(probabilities < likeliest[last], -math.inf)
-
-    return apply
+def _reaching(weights: Tensor, p: float) -> Tensor:
+    """The last weight, from the largest on, that is needed to reach the share p of all."""
+    # Few tokens usually reach p: sorting those alone is far cheaper than sorting the vocabulary.
+    need = p * weights.double().sum()
+    for k in (64, 1024, weights.numel()):
+        likeliest = torch.topk(weights, min(k, weights.numel())).values
+        reached = likeliest.double().cumsum(0)
+        if reached[-1] >= need:
+            break
+    return likeliest[min(int(torch.searchsorted(reached, need)), len(reached) - 1)]
 
 
-def _min_p(p: float) -> Filter:
-    def apply(logits: Tensor) -> Tensor:
-        return logits.masked_fill(logits < logits.max() + math.log(p), -math.inf)
+class _Random:
+    """SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), from a seed that is mixed once."""
 
-    return apply
+    def __init__(self, seed: int) -> None:
+        self._state = _mix(seed)
+
+    def uniform(self) -> float:
+        """A number in [0, 1)."""
+        self._state = (self._state + 0x9E3779B97F4A7C15) & _64
+        return (_mix(self._state) >> 11) * 2.0**-53
 
 
-def _draw(logits: Tensor, generator: torch.Generator) -> int:
-    """A token with the probabilities softmax(logits), by inverting their cumulative sum."""
-    cumulative = torch.softmax(logits, dim=0).double().cumsum(0)
-    point = torch.rand(1, generator=generator, dtype=torch.float64) * cumulative[-1]
-    return int(torch.searchsorted(cumulative, point, right=True))
+def _mix(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _64
+    return z ^ z >> 31

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ class Session:
     """After every token of the text but `pending`; one sequence."""
     pending: int | None = None
     """The last token of the text, which the state has not read yet; None: no token has been read."""
-    seen: tuple[int, ...] = ()
-    """The distinct tokens of the text so far, for the repetition penalty."""
+    counts: Mapping[int, int] = field(default_factory=dict)
+    """How often each token of the text so far was chosen, 0 for one that was only read: for the penalties."""
     undecoded: bytes = b""
     """The bytes of an incomplete UTF-8 character at the end of the text."""
     held: str = ""
@@ -39,7 +40,7 @@ def save_session(path: PathLike, session: Session) -> None:
     """Write a session atomically: the state's tensors as safetensors, the rest as JSON in the file's metadata."""
     values = {
         "pending": session.pending,
-        "seen": session.seen,
+        "counts": list(session.counts.items()),
         "undecoded": session.undecoded.hex(),
         "held": session.held,
     }
@@ -70,10 +71,12 @@ def load_session(path: PathLike, model: Any) -> Session:
 def _parse(path: PathLike, written: str, state: State, vocab_size: int) -> Session:
     try:
         values = json.loads(written)
-        pending, seen, held = values["pending"], values["seen"], values["held"]
+        pending, held = values["pending"], values["held"]
+        counts = {token: times for token, times in values["counts"]}
         undecoded = bytes.fromhex(values["undecoded"])
-        tokens = [*seen, *([] if pending is None else [pending])]
-        if not isinstance(held, str) or not _is_incomplete(undecoded):
+        tokens = [*counts, *([] if pending is None else [pending])]
+        times_are_right = all(type(times) is int and 0 <= times < 2**31 for times in counts.values())
+        if not isinstance(held, str) or not _is_incomplete(undecoded) or not times_are_right:
             raise ValueError
         held.encode()
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -83,7 +86,7 @@ def _parse(path: PathLike, written: str, state: State, vocab_size: int) -> Sessi
     wrong = [token for token in tokens if type(token) is not int or not 0 <= token < vocab_size]
     if wrong:
         raise UserError(f"{path} has a token {str(wrong[0])[:20]}, outside this model's vocabulary of {vocab_size}")
-    return Session(state, pending, tuple(seen), undecoded, held)
+    return Session(state, pending, counts, undecoded, held)
 
 
 def _is_incomplete(raw: bytes) -> bool:

@@ -1,16 +1,12 @@
-"""One text while it is generated: what was read, what was chosen, what may be shown. V vocabulary."""
+"""One text while it is generated: what was read, what was chosen, what may be shown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from ..errors import UsageError
 from ..model.state import State
 from ..tokenizer import StreamDecoder, Tokenizer
-from .sampling import Sampler
 from .session import Session
 from .stopping import StopFilter
 
@@ -25,8 +21,6 @@ class Text:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        vocab_size: int,
-        sampler: Sampler,
         max_tokens: int,
         stop: str | Sequence[str],
         *,
@@ -45,8 +39,9 @@ class Text:
         """Tokens chosen so far."""
         self.reason = None if max_tokens else "length"
         """Why it ended: length, stop (a stop string) or end (the end-of-text token); None while it continues."""
-        self._sampler, self._left, self._end, self._continues = sampler, max_tokens, tokenizer.eos_id, continues
-        self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+        self.counts: dict[int, int] = {}
+        """How often each token of the text was chosen: 0 for one that was only read."""
+        self._left, self._end, self._continues = max_tokens, tokenizer.eos_id, continues
         self._decoder, self._filter, self._opening = StreamDecoder(tokenizer), StopFilter(stop), ""
         if session is not None:
             self._resume(session)
@@ -54,7 +49,7 @@ class Text:
     def _resume(self, session: Session) -> None:
         if session.pending is not None:
             self.read([session.pending])
-        self._seen[list(session.seen)] = True
+        self.counts.update(session.counts)
         self._decoder.pending = session.undecoded
         self._filter.held = session.held
 
@@ -62,14 +57,15 @@ class Text:
         """Take note of tokens of the prompt, at least one."""
         # What the last part left incomplete cannot be completed by a prompt: it is shown before what follows.
         self._opening += self._filter.flush() + self._decoder.flush()
-        self._seen[ids] = True
+        for token in ids:
+            self.counts.setdefault(token, 0)
         self.prompt_tokens += len(ids)
         self.pending = ids[-1]
 
-    def advance(self, logits: Tensor) -> str:
-        """Choose the next token from logits [V]; the text that is now certain, often none."""
-        chosen = self.pending = self._sampler(logits, self._seen)
-        self._seen[chosen] = True
+    def advance(self, chosen: int) -> str:
+        """Take the token that was chosen; the text that is now certain, often none."""
+        self.pending = chosen
+        self.counts[chosen] = self.counts.get(chosen, 0) + 1
         self.tokens += 1
         self._left -= 1
         if chosen == self._end:
@@ -96,5 +92,4 @@ class Text:
     def session(self, state: State) -> Session:
         """Where the text is left, `state` having read all of it but the pending token."""
         held = "" if self._filter.stopped else self._filter.held
-        seen = tuple(self._seen.nonzero().flatten().tolist())
-        return Session(state, self.pending, seen, self._decoder.pending, self._opening + held)
+        return Session(state, self.pending, dict(self.counts), self._decoder.pending, self._opening + held)

@@ -5,7 +5,9 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -21,6 +23,18 @@ struct Counters {
   }
   Counters(const Counters &other) : neurons(other.neurons), fired(other.fired), counts(other.counts) { point(); }
   Counters &operator=(const Counters &) = delete;
+
+  void add(const Counters &other) {
+    if (other.fired.size() != fired.size() || (neurons && !other.neurons))
+      throw std::invalid_argument("these counters are not of the same kind");
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      counts[i].steps += other.counts[i].steps;
+      counts[i].active += other.counts[i].active;
+      counts[i].units += other.counts[i].units;
+      counts[i].saturated += other.counts[i].saturated;
+      for (std::size_t n = 0; n < fired[i].size(); ++n) fired[i][n] += other.fired[i][n];
+    }
+  }
 
   bool neurons;
   std::vector<std::vector<int64_t>> fired;

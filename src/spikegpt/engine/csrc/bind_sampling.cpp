@@ -68,6 +68,12 @@ void read(Sampler &sampler, const Ids &ids) {
   for (std::size_t i = 0; i < ids.shape(0); ++i) sampler.read(ids.data()[i]);
 }
 
+void restore(Sampler &sampler, const Ids &ids, const Ids &times) {
+  check_ids(ids, sampler.vocab());
+  if (ids.shape(0) != times.shape(0)) throw std::invalid_argument("as many numbers as tokens are needed");
+  for (std::size_t i = 0; i < ids.shape(0); ++i) sampler.restore(ids.data()[i], times.data()[i]);
+}
+
 std::shared_ptr<Sequence> make_sequence(const State &state, const Ids &ids, std::shared_ptr<Sampler> sampler, int logprobs, bool echo, bool chooses,
                     const std::string &spikes) {
   check_ids(ids, sampler->vocab());
@@ -113,6 +119,7 @@ void bind_sampling(nb::module_ &module) {
       .def(nb::new_(&make_sampler), "vocab"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a,
            "presence_penalty"_a, "frequency_penalty"_a, "bias"_a, "seed"_a)
       .def("choose", &choose, "logits"_a, "The next token after logits [V]; -2 where they are not finite.")
+      .def("restore", &restore, "ids"_a.noconvert(), "times"_a.noconvert(), "Says how often the text chose each token before.")
       .def("read", &read, "ids"_a.noconvert(), "Says that the text has these tokens.");
   nb::class_<Sequence>(module, "Sequence", "A text and its state [size], written in place.")
       .def(nb::new_(&make_sequence), "state"_a.noconvert(), "ids"_a.noconvert(), "sampler"_a, "logprobs"_a = -1, "echo"_a = false,

@@ -2,13 +2,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -72,16 +70,15 @@ class Handle {
                  counts_of(counters));
   }
 
-  std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, std::optional<bool> together,
+  std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, bool together,
                                Counters *counters) {
     const Claim claim(sequences);
     for (const Sequence *sequence : sequences)
       if (sequence->state_size <= size_ || sequence->sampler->vocab() != engine_->vocab())
         throw std::invalid_argument("a sequence is of a model of another shape");
-    const Together how = !together ? Together::kWhereFaster : *together ? Together::kYes : Together::kNo;
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);
-    return turns_->advance(sequences, dense, how, counts_of(counters));
+    return turns_->advance(sequences, dense, together, counts_of(counters));
   }
 
   Counters *counters(bool neurons) const { return new Counters(*engine_, neurons); }
@@ -151,6 +148,8 @@ NB_MODULE(_engine, module) {
   module.doc() = "The event-driven engine.";
   module.def("instruction_sets", &instruction_sets, "What this machine can run, best first.");
   bind_sampling(module);
+  nb::class_<Counters>(module, "Counters", "What calls counted that were given these.")
+      .def("add", &Counters::add, "other"_a, "Adds what others have counted; no call may be counting.");
   nb::class_<Handle>(module, "Engine", "A packed model and the threads that run it.")
       .def(nb::init<const nb::dict &, const Layout &, int, int, int, int, int, int, bool, bool, bool, bool, int,
                     const std::string &>(),
@@ -158,7 +157,7 @@ NB_MODULE(_engine, module) {
            "hard"_a, "spike_embedding"_a, "ffn_pre"_a, "threads"_a, "isa"_a = "")
       .def("run", &Handle::run, "ids"_a.noconvert(), "state"_a.noconvert(), "logits"_a.noconvert(), "only_last"_a,
            "dense"_a = false, "counters"_a = nb::none(), "Feed tokens; `state` and `logits` are written in place.")
-      .def("advance", &Handle::advance, "sequences"_a, "dense"_a = false, "together"_a = nb::none(),
+      .def("advance", &Handle::advance, "sequences"_a, "dense"_a = false, "together"_a = true,
            "counters"_a = nb::none(),
            "A turn of every sequence: what each chose, -1 where it chose nothing, -2 where its logits are not finite.")
       .def("read_weights", &Handle::read_weights, "Read every weight once, in order; returns their sum.")

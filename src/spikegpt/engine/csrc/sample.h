@@ -58,6 +58,11 @@ class Sampler {
   // Says that the text has this token, which was read rather than chosen.
   void read(int64_t token);
 
+  // Says that the text chose it that many times before.
+  void restore(int64_t token, int64_t times) {
+    if (remembers()) seen_[token] = Seen{static_cast<int>(times)};
+  }
+
   // The next token of the text, or kNotFinite. With logprobs >= 0 its score and that many of the likeliest go to `score`.
   int64_t choose(const float *logits, Scratch &scratch, const SampleLoops &loops, int logprobs, Score *score);
 

@@ -7,10 +7,6 @@
 namespace spikegpt::engine {
 namespace {
 
-// From this many sequences on, and with weights beyond what the processor's caches keep, one pass for all is faster.
-constexpr std::size_t kSequencesThatPay = 4;
-constexpr int64_t kBytesThatPay = int64_t{24} << 20;
-
 // Bit i of the result: whether byte i is not zero.
 inline uint8_t nonzero_bytes(const int8_t *bytes) {
   uint64_t word;
@@ -23,13 +19,8 @@ inline uint8_t nonzero_bytes(const int8_t *bytes) {
 
 Turns::Turns(Engine &engine) : engine_(engine), loops_(loops_of(engine.isa())), scratch_(engine.vocab()) {}
 
-bool Turns::pays(std::size_t sequences) const {
-  return sequences >= kSequencesThatPay && engine_.weight_bytes() >= kBytesThatPay;
-}
-
-std::vector<int64_t> Turns::advance(const std::vector<Sequence *> &sequences, bool dense, Together together,
+std::vector<int64_t> Turns::advance(const std::vector<Sequence *> &sequences, bool dense, bool together,
                                     Counts *counts) {
-  const bool shared = together == Together::kYes || (together == Together::kWhereFaster && pays(sequences.size()));
   std::vector<int64_t> chosen(sequences.size(), kNothing);
   std::vector<int> taken;  // tokens of each sequence that stands in the pass
   std::size_t first = 0;
@@ -38,7 +29,7 @@ std::vector<int64_t> Turns::advance(const std::vector<Sequence *> &sequences, bo
     plan(*sequences[i]);
     taken.push_back(count);
     const int next = i + 1 < sequences.size() ? std::min(sequences[i + 1]->waiting(), kTokens) : kTokens;
-    if (shared && i + 1 < sequences.size() && tokens_ + next <= kTokens) continue;
+    if (together && i + 1 < sequences.size() && tokens_ + next <= kTokens) continue;
     run(dense, counts);
     int at = 0;
     for (std::size_t n = 0; n < taken.size(); at += taken[n], ++n)

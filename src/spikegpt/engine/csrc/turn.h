@@ -32,23 +32,20 @@ struct Sequence {
   int waiting() const { return static_cast<int>(unread.size() - at); }
 };
 
-// How sequences of one token go through the engine.
-enum class Together { kNo, kYes, kWhereFaster };
-
 class Turns {
  public:
   static constexpr int64_t kNothing = -1;
 
   Turns(Engine &engine);
 
-  // What each sequence chose: a token, kNothing (it has more to read, or only reads), or Sampler::kNotFinite.
-  std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, Together together, Counts *counts);
+  // What each sequence chose: a token, kNothing (it has more to read, or only reads), or Sampler::kNotFinite. `together`:
+  // as many in one pass as fit, which share each weight while it is in the cache.
+  std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, bool together, Counts *counts);
 
   // Bytes of `fired` for each token.
   int64_t spike_bytes(Spikes spikes) const;
 
  private:
-  bool pays(std::size_t sequences) const;
   void plan(Sequence &sequence);
   void run(bool dense, Counts *counts);
   int64_t take(Sequence &sequence, int first, int count);
