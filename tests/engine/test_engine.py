@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from tiny import awake
 
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.engine import EventModel, run
@@ -12,9 +13,7 @@ from spikegpt.engine.integers import IntegerModel
 from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import evaluate
 from spikegpt.generation.decode import generate
-from spikegpt.model.layers import Linear
 from spikegpt.model.meter import SpikeMeter
-from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 pytestmark = pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
@@ -43,22 +42,6 @@ KINDS = {
         vocab_size=64, n_layer=2, n_embd=64, spikes="before", event=GRADED, spike_embedding=True
     ),
 }  # fmt: skip
-
-
-def awake(config: ModelConfig, threshold: float = 0.7) -> SpikeGPT:
-    """A model whose every weight matters, the initialisation leaves many at zero, and whose neurons fire now and then."""
-    torch.manual_seed(0)
-    model = SpikeGPT(config)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Linear):
-                module.weight.normal_(0, module.in_features**-0.5)
-        model.emb.weight.normal_()
-    for neuron in model.event_neurons():
-        neuron.threshold.fill_(threshold)
-        neuron.unit.fill_(0.2 if neuron.config.levels > 1 else 1.0)
-    model.tokenizer = ByteTokenizer() if config.vocab_size >= 256 else None
-    return model.eval()
 
 
 def text(config: ModelConfig, length: int, batch: int = 1) -> torch.Tensor:

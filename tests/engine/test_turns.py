@@ -5,14 +5,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from tiny import awake
 
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.engine import EventModel, run
+from spikegpt.engine.integers import IntegerModel
 from spikegpt.errors import UsageError, UserError
 from spikegpt.generation.decode import complete, generate
 from spikegpt.generation.sampling import NOT_FINITE, READING, Sampler, Sampling
-from spikegpt.model.layers import Linear
-from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
 pytestmark = pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
@@ -28,18 +28,9 @@ KINDS = {
 
 
 def make_engine(kind: str = "graded", *, threads: int = 1, bits: int = 8) -> EventModel:
-    torch.manual_seed(0)
-    model = SpikeGPT(KINDS[kind])
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, Linear):
-                module.weight.normal_(0, module.in_features**-0.5)
-        model.emb.weight.normal_()
-    for neuron in model.event_neurons():
-        neuron.threshold.fill_(0.7)
-        neuron.unit.fill_(0.2)
+    model = awake(KINDS[kind])
     model.tokenizer = ByteTokenizer()
-    return EventModel.of(model.eval(), threads=threads, bits=bits)
+    return EventModel.of(model, threads=threads, bits=bits)
 
 
 def prompts(engine: EventModel, count: int) -> list[list[int]]:
@@ -210,7 +201,9 @@ def test_a_sequence_is_in_one_call_at_a_time_and_fits_the_model() -> None:
 
 
 def test_says_that_logits_are_not_finite() -> None:
-    engine = make_engine(scale=3e38)
+    packed = IntegerModel.of(awake(KINDS["graded"]), 8)
+    packed.arrays["head.scale"][:] = 3e38
+    engine = EventModel(packed, ByteTokenizer())
     sequence = engine.sequence([1, 2, 3])
     for together in (False, True):
         assert engine.advance([sequence], together=together) == [NOT_FINITE]

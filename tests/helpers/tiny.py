@@ -3,6 +3,7 @@
 import torch
 
 from spikegpt.config import ModelConfig
+from spikegpt.model.layers import Linear
 from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer
 
@@ -20,4 +21,20 @@ def make_model(spikes="after", tokenizer=None, seed=0):
             if parameter.ndim == 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.5 / parameter.shape[1] ** 0.5)
     model.tokenizer = tokenizer
+    return model.eval()
+
+
+def awake(config: ModelConfig, threshold: float = 0.7) -> SpikeGPT:
+    """A model whose every weight matters, the initialisation leaves many at zero, and whose neurons fire now and then."""
+    torch.manual_seed(0)
+    model = SpikeGPT(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.weight.normal_(0, module.in_features**-0.5)
+        model.emb.weight.normal_()
+    for neuron in model.event_neurons():
+        neuron.threshold.fill_(threshold)
+        neuron.unit.fill_(0.2 if neuron.config.levels > 1 else 1.0)
+    model.tokenizer = ByteTokenizer() if config.vocab_size >= 256 else None
     return model.eval()
