@@ -114,7 +114,8 @@ def rewrite(path: Path, **values) -> None:
     "values",
     [
         dict(pending=256), dict(pending=-1), dict(pending=10**30), dict(pending="a"), dict(pending=1.0),
-        dict(pending=True), dict(counts=[[256, 0]]), dict(counts=7), dict(counts=[[1]]), dict(counts=[[1, -1]]), dict(counts=[[[1], 1]]),
+        dict(pending=True), dict(counts=[[256, 0]]),
+        dict(counts=7), dict(counts=[[1]]), dict(counts=[[1, -1]]), dict(counts=[[[1], 1]]),
         dict(counts=[[1, True]]), dict(undecoded="zz"),
         dict(undecoded="ff"), dict(undecoded="e3" * 1000), dict(undecoded=3), dict(held=3), dict(held="\ud800"),
     ],
