@@ -176,7 +176,7 @@ def test_tokens_are_those_of_the_project_whatever_the_kind(tmp_path):
             assert one(text).input_ids == tokenizer.encode(text).tolist()
             assert one.decode(one(text).input_ids, skip_special_tokens=True) == text
             assert one.eos_token_id == tokenizer.eos_id
-            assert one.pad_token_id == (tokenizer.eos_id or 0)
+            assert one.pad_token_id == tokenizer.vocab_size
         assert load_model(path).tokenizer.encode(text).tolist() == tokenizer.encode(text).tolist()
 
 

@@ -31,6 +31,11 @@ class SpikeGPTConfig(PreTrainedConfig):
         """The same shape for `SpikeGPT`."""
         return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
 
+    def validate_token_ids(self) -> None:
+        """As everywhere in `transformers`, but padding may be the id after the last (`tokenizer.special`)."""
+        if self.pad_token_id != self.vocab_size:
+            super().validate_token_ids()
+
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
         """Nothing: the code saved beside a model is the loader in `hub`, not this package's source."""

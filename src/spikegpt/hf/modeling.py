@@ -56,7 +56,9 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
     def read(
         self, reader: Reader, ids: Tensor, mask: Tensor | None, cache: StateCache | None, keep_state: bool
     ) -> tuple[Tensor, StateCache | None]:
-        """Run `reader` over ids [B, T] from the cache's state, leaving out what mask [B, >= T] hides."""
+        """Run `reader` over ids [B, T] from the cache's state, leaving out padding: what mask [B, >= T] hides, and the id
+        after the last of the vocabulary, which `generate` appends to rows that have ended.
+        """
         cache = StateCache() if cache is None else cache
         if not isinstance(cache, StateCache):
             raise UsageError(f"cache must be the StateCache of an earlier call, not {type(cache).__name__}")
@@ -64,7 +66,8 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
             raise UsageError(f"cache holds {cache.batch_size} rows, input_ids has {len(ids)}")
         state = self.spikegpt.init_state(len(ids)) if cache.state is None else cache.state
         columns = ids.shape[1]
-        mask = None if mask is None else mask[:, -columns:].to(ids.device)
+        real = ids != self.config.vocab_size
+        mask = real if mask is None else mask[:, -columns:].to(ids.device).bool() & real
         with self._precision():
             output, after = read_masked(reader, ids, mask, state, keep_state=keep_state)
         if not keep_state or after is None:

@@ -6,28 +6,35 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from ..tokenizer import END_TOKENS
+from ..errors import UserError
+from ..tokenizer import PAD_TOKENS, PADDING
+from ..tokenizer.special import end_of_text
 
 
 class _SpecialTokens(PreTrainedTokenizerFast):
-    """Names the end-of-text token, and lets vocabularies without a token to spare be padded.
+    """Names the end of text and the padding, as `tokenizer.special` defines them.
 
     A separate class, for `transformers` rebuilds a tokenizer from its vocabulary where the class has its own `__init__`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pad = kwargs.pop("pad_token", None)
         super().__init__(*args, **{"clean_up_tokenization_spaces": False, **kwargs})
-        vocab = self.get_vocab()
         if self._special_tokens_map.get("eos_token") is None:
-            self.eos_token = next((token for token in END_TOKENS if token in vocab), None)
-        # The model reads nothing that the mask hides, so any token can be padding: id 0 if there is no better one.
-        # It is only named: registered as a special token it would vanish from decoded text.
-        pad = str(pad or self._special_tokens_map.get("eos_token") or self.convert_ids_to_tokens(0))
-        if pad in vocab:
-            self.pad_token = pad
-        else:
-            self.add_special_tokens({"pad_token": pad})
+            self.eos_token = end_of_text(self._tokenizer)
+        if self._special_tokens_map.get("pad_token") is None:
+            self._name_padding()
+
+    def _name_padding(self) -> None:
+        """A token that texts do not have: the file's own padding, else one after the last."""
+        vocab = self.get_vocab()
+        named = next((token for token in PAD_TOKENS if token in vocab), PADDING)
+        expected = vocab.get(named, max(vocab.values()) + 1)
+        self.add_special_tokens({"pad_token": named})  # also marks it, so that it vanishes from decoded text
+        if self.pad_token_id != expected:
+            raise UserError(
+                f"the tokenizer's ids have gaps, so that transformers cannot add {PADDING!r} after the last; name an "
+                "unused id so in its tokenizer.json"
+            )
 
 
 class SpikeGPTTokenizer(_SpecialTokens):

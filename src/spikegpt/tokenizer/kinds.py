@@ -12,7 +12,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from ..errors import UsageError, UserError
 from .base import Tokenizer, utf8
-from .special import END_OF_TEXT, END_TOKENS, PADDING
+from .special import END_OF_TEXT, PADDING, end_of_text
 
 # GPT-2's pattern, but line ends stand alone: a paragraph break is one token whatever follows it, and text cut
 # after a line end is split into the same words as the whole.
@@ -132,7 +132,8 @@ class BPETokenizer(Tokenizer):
         self._tokenizer = tokenizer
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
-        self.eos_id = next((vocab[token] for token in END_TOKENS if token in vocab and self._is_special(token)), None)
+        end = end_of_text(tokenizer)
+        self.eos_id = None if end is None else vocab[end]
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text` after the library's normalisation and merges, int32 [T]; nothing is added at its ends."""
@@ -177,11 +178,6 @@ class BPETokenizer(Tokenizer):
         if not self._absent or not (absent := text.encode().translate(None, self._present)):
             return None
         return next(char for char in text if absent[0] in char.encode())
-
-    def _is_special(self, token: str) -> bool:
-        """Whether ordinary text never gives this token: it is an added one, or merges do not make it."""
-        added = {about.content for about in self._tokenizer.get_added_tokens_decoder().values()}
-        return token in added or len(self._tokenizer.encode(token, add_special_tokens=False).ids) != 1
 
     @cached_property
     def _absent(self) -> set[int]:

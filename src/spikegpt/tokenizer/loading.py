@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise UserError(complaint)
     added = spec.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+    if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in added):
         raise UserError(complaint)
     return spec
 
@@ -112,7 +112,7 @@ def _drop_added_padding(spec: dict[str, Any]) -> None:
         spec["added_tokens"] = [
             token
             for token in added
-            if token.get("content") not in PAD_TOKENS or token["content"] in vocab or token["id"] < max(ids)
+            if token["content"] not in PAD_TOKENS or token["content"] in vocab or token["id"] < max(ids)
         ]
 
 
@@ -121,7 +121,7 @@ def _characters(path: Path, spec: dict[str, Any]) -> CharTokenizer:
     vocab: dict[str, int] = spec["model"]["vocab"]
     chars = {char: id for char, id in vocab.items() if len(char) == 1}
     names = {id: name for name, id in vocab.items() if len(name) != 1}
-    added = [str(token.get("content")) for token in spec.get("added_tokens") or []]
+    added = [str(token["content"]) for token in spec.get("added_tokens") or [] if token["content"] not in PAD_TOKENS]
     if not chars or len(names) > max(64, len(chars)):
         raise UserError(f"{path} holds a vocabulary of words; only bytes, characters and BPE can be used")
     if added:

@@ -10,7 +10,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
+
 END_OF_TEXT = "<|endoftext|>"
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 PADDING = "<|padding|>"
 PAD_TOKENS = (PADDING, "<|pad|>", "<pad>", "[PAD]")
+
+
+def end_of_text(tokenizer: LibraryTokenizer) -> str | None:
+    """The token of a tokenizer of the library that ends a text, if it has one."""
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    return next((token for token in END_TOKENS if token in vocab and _is_special(tokenizer, token)), None)
+
+
+def _is_special(tokenizer: LibraryTokenizer, token: str) -> bool:
+    """Whether ordinary text never gives this token: it is an added one, or merges do not make it."""
+    added = {about.content for about in tokenizer.get_added_tokens_decoder().values()}
+    return token in added or len(tokenizer.encode(token, add_special_tokens=False).ids) != 1
