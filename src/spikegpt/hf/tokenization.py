@@ -20,7 +20,7 @@ class _SpecialTokens(PreTrainedTokenizerFast):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"clean_up_tokenization_spaces": False, **kwargs})
         if self._special_tokens_map.get("eos_token") is None:
-            self.eos_token = end_of_text(self._tokenizer)
+            self.eos_token = end_of_text(self.backend_tokenizer)
         if self._special_tokens_map.get("pad_token") is None:
             self._name_padding()
 
