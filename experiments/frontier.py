@@ -1,0 +1,265 @@
+"""The frontier: continuous and event-driven models of several sizes on the same text, by what they read for a token.
+
+python experiments/frontier.py RUN [RUN ...] --text FOLDER [--seed 0]    train (or resume), measure, log
+python experiments/frontier.py --speed --runs FOLDER                     time the engines of all finished runs, in turns
+python experiments/frontier.py --table                                   the log as Markdown
+python experiments/frontier.py --plot docs/images/frontier.png           bits per byte over bytes read
+
+RUN is KIND-WIDTH[-PERCENT]-BUDGET: `dense` (continuous) and `alone` (event-driven) learn from the text, `taught` and
+`event` from the same teacher beside it: dense-128-small, alone-128-10-small, taught-64-large. FOLDER holds train.txt.xz
+and valid.txt. All runs of a budget read the very same batches; a run on other tokens than the log's is refused. Each
+line of experiments/frontier.jsonl is one finished run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frontier_report import plot, table
+
+RESULTS = Path(__file__).with_name("frontier.jsonl")
+SPEEDS = Path(__file__).with_name("frontier_speed.json")
+BUDGETS = {"small": 2310, "large": 9240}
+"""Optimiser steps. Both budgets share the steps before the small one's learning rate falls."""
+TRUNK = 1617
+TEACHER = "dense-256-small"
+DEPTH, VOCABULARY, CONTEXT = 6, 4096, 256
+TRAIN: dict[str, Any] = {
+    "batch_size": 8, "lr": 2e-3, "warmup": 100, "schedule": "wsd", "decay": 0.3, "precision": "bf16",
+    "eval_every": 0, "log_every": 21, "save_every": 231, "keep": 40,
+}  # fmt: skip
+EVENT: dict[str, Any] = {"start_activity": 0.5, "ramp": 0.25, "smallest": 2, "jump_from": 0.3}
+_NAME = re.compile(r"(dense|taught|alone|event)-(\d+)(?:-(\d+))?-(\w+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model of the frontier."""
+
+    name: str
+    kind: str
+    width: int
+    activity: float | None
+    """Share of the weights to be read per token; None: a continuous model."""
+    budget: str
+
+    @staticmethod
+    def named(name: str) -> Run:
+        """The run of that name; a UsageError says how names are made."""
+        from spikegpt.errors import UsageError
+
+        match = _NAME.fullmatch(name)
+        if match is None or match[4] not in BUDGETS or (match[3] is not None) != (match[1] in ("alone", "event")):
+            raise UsageError(
+                f"no run {name!r}: a run is KIND-WIDTH[-PERCENT]-BUDGET, as dense-128-small or event-256-10-large"
+            )
+        return Run(name, match[1], int(match[2]), None if match[3] is None else int(match[3]) / 100, match[4])
+
+    @property
+    def taught(self) -> bool:
+        """Whether it learns from the teacher too."""
+        return self.kind in ("taught", "event")
+
+    @property
+    def tokens(self) -> int:
+        """What it reads in training."""
+        return BUDGETS[self.budget] * TRAIN["batch_size"] * CONTEXT
+
+    def folder(self, runs: Path, seed: int) -> Path:
+        """Where it keeps its checkpoints and its model."""
+        return runs / f"{self.name}-{seed}"
+
+
+def train(run: Run, seed: int, text: Path, runs: Path) -> Path:
+    """Train a run, or resume it; the folder of its model."""
+    from spikegpt.checkpoint import latest_checkpoint
+    from spikegpt.config import TrainConfig
+    from spikegpt.training.recipe import train_on
+
+    out = run.folder(runs, seed)
+    if (out / "model.safetensors").exists():
+        return out
+    if run.kind == "dense" and run.budget == "large" and latest_checkpoint(out) is None:
+        _share_trunk(run, seed, text, runs)
+    teacher = train(Run.named(TEACHER), 0, text, runs) if run.taught else None
+    shape: dict[str, Any] = {
+        "n_layer": DEPTH,
+        "n_embd": run.width,
+        "context": CONTEXT,
+        "dropout": 0.0,
+        "spikes": "none",
+    }
+    if run.activity is not None:
+        shape |= {"spikes": "before", "event": {"activity": run.activity, **EVENT}}
+    own = {"steps": BUDGETS[run.budget], "seed": seed, "distill": 0.9 if teacher else 0.0}
+    train_on(
+        [text / "train.txt.xz"], out, valid=[text / "valid.txt"], cache=runs, shape="small", overrides=shape,
+        tokenizer=str(_tokenizer(text, runs)), config=TrainConfig(**{**TRAIN, **own}), teacher=teacher,
+        resume=latest_checkpoint(out) is not None,
+    )  # fmt: skip
+    return out
+
+
+def _share_trunk(run: Run, seed: int, text: Path, runs: Path) -> None:
+    """Let a long run begin with what the short one was before its learning rate fell: the same steps, taken once."""
+    from spikegpt.checkpoint import checkpoint_path
+
+    short = train(Run.named(f"dense-{run.width}-small"), seed, text, runs)
+    shutil.copytree(checkpoint_path(short, TRUNK), checkpoint_path(run.folder(runs, seed), TRUNK))
+
+
+def _tokenizer(text: Path, runs: Path) -> Path:
+    """The tokenizer that all runs share, learnt by the first of them."""
+    from spikegpt.training.recipe import make_tokenizer
+
+    path = runs / "tokenizer.json"
+    if not path.exists():
+        runs.mkdir(parents=True, exist_ok=True)
+        make_tokenizer(f"bpe:{VOCABULARY}", [text / "train.txt.xz"]).save(runs)
+    return path
+
+
+def measure(out: Path, text: Path) -> dict[str, float]:
+    """What a trained model predicts and reads, its weights rounded to 8 bits: on the whole of valid.txt."""
+    from spikegpt.checkpoint import load_model
+    from spikegpt.evaluation import evaluate_files
+    from spikegpt.model.meter import SpikeMeter
+
+    model, packed = rounded(load_model(out))
+    with SpikeMeter(model) as meter:
+        measured = evaluate_files(model, [text / "valid.txt"], streams=32)
+    matrices = model.matrix_parameters()
+    return {
+        "bits_per_byte": measured.bits_per_byte, "activity": meter.activity, "weights": matrices,
+        "bytes_read": meter.activity * matrices + beside_the_matrices(packed),
+    }  # fmt: skip
+
+
+def rounded(model: Any) -> tuple[Any, Any]:
+    """A model with its matrices rounded to 8 bits, and the integers: of a continuous one as of an event-driven one."""
+    from spikegpt.config import EventConfig
+    from spikegpt.engine.integers import IntegerModel
+    from spikegpt.training.spikify import event_driven
+
+    if model.config.spikes == "before":
+        packed = IntegerModel.of(model)
+        made = packed.dequantise()
+    else:
+        packed = IntegerModel.of(event_driven(model, EventConfig()))
+        model.load_state_dict(packed.dequantise().state_dict(), strict=False)
+        made = model
+    made.tokenizer = model.tokenizer
+    return made.eval(), packed
+
+
+def beside_the_matrices(packed: Any) -> int:
+    """Bytes that every token reads whatever fires: scales, norms and other vectors, one row of the embedding."""
+    matrices = {name.removesuffix(".scale") + ".weight" for name in packed.arrays if name.endswith(".scale")}
+    vectors = {name: array for name, array in packed.arrays.items() if name not in matrices and name != "emb.scale"}
+    return sum(array.nbytes for array in vectors.values()) + packed.config.n_embd + 4
+
+
+def train_and_measure(run: Run, seed: int, text: Path, runs: Path) -> dict[str, Any]:
+    """The line of the log that a run is worth; a UsageError if it read other tokens than those before it."""
+    from spikegpt.errors import UsageError
+
+    started = time.time()
+    out = train(run, seed, text, runs)
+    data = json.loads((out / "train.json").read_text())["data"]["train"]["hash"]
+    for other in rows():
+        if other["data"] != data:
+            raise UsageError(
+                f"{run.name} was trained on tokens {data}, {other['run']} of the log on {other['data']}: they cannot be "
+                f"compared; give the same text and tokenizer, or begin another log than {RESULTS}"
+            )
+    return {
+        "run": run.name, "seed": seed, "width": run.width, "taught": run.taught, "tokens": run.tokens, "data": data,
+        **measure(out, text), "operations": operations(run), "seconds": round(time.time() - started),
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def operations(run: Run) -> float:
+    """Operations of its training: 6 for each weight and token, and 2 for each of the teacher's; its own training aside."""
+
+    def matrices(width: int) -> int:
+        return DEPTH * 13 * width**2 + VOCABULARY * width
+
+    teacher = 2 * matrices(Run.named(TEACHER).width) if run.taught else 0
+    return float(run.tokens * (6 * matrices(run.width) + teacher))
+
+
+def speeds(runs: Path, tokens: int = 600) -> dict[str, float]:
+    """Tokens per second of each finished run's engine on one thread, decoding held-out-like tokens one by one.
+
+    Continuous models are timed as the same engine with every weight read. Engines take turns, so that their ratios hold
+    on a busy machine; a median over steps.
+    """
+    import numpy as np
+
+    from spikegpt.checkpoint import load_model
+    from spikegpt.engine import EventModel
+
+    streams, times = {}, {}
+    for row in rows():
+        model, packed = rounded(load_model(Run.named(row["run"]).folder(runs, row["seed"])))
+        engine = EventModel(packed, model.tokenizer, threads=1)
+        engine.set_dense(row["activity"] == 1)
+        streams[f"{row['run']}-{row['seed']}"] = engine.stream()
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, tokens)
+    for token in ids.tolist():
+        for name, stream in streams.items():
+            began = time.perf_counter()
+            stream.step(token)
+            times.setdefault(name, []).append(time.perf_counter() - began)
+    return {name: round(1 / float(np.median(each))) for name, each in times.items()}
+
+
+def rows() -> list[dict[str, Any]]:
+    """Every finished run, in the order of the log."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="RUN")
+    parser.add_argument("--text", type=Path, help="folder of train.txt.xz and valid.txt")
+    parser.add_argument("--runs", type=Path, default=Path("runs/frontier"), help="where checkpoints go")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    wanted = [Run.named(name) for name in arguments.names]
+    if wanted and arguments.text is None:
+        parser.error("--text FOLDER is needed to train")
+    if wanted or arguments.speed:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    done = {(row["run"], row["seed"]) for row in rows()}
+    for run in wanted:
+        if (run.name, arguments.seed) not in done:
+            row = train_and_measure(run, arguments.seed, arguments.text, arguments.runs)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    if arguments.speed:
+        SPEEDS.write_text(json.dumps(speeds(arguments.runs), indent=1) + "\n")
+    known = json.loads(SPEEDS.read_text()) if SPEEDS.exists() else {}
+    if arguments.table:
+        print(table(rows(), known))
+    if arguments.plot:
+        plot(rows(), arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

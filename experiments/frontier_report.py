@@ -1,0 +1,101 @@
+"""What the frontier's log says: equal bits, the gap's scaling, a table and a plot."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+def dense_like(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """The continuous models that read as many tokens, with the same teacher or none, smallest first."""
+    same = (row["tokens"], row["taught"], row["seed"])
+    found = [r for r in rows if r["activity"] == 1 and (r["tokens"], r["taught"], r["seed"]) == same]
+    return sorted(found, key=lambda r: r["bytes_read"])
+
+
+def equal_bits(row: Row, rows: Sequence[Row]) -> float | None:
+    """Bytes that a continuous model would read for the bits of `row`, over those of `row`.
+
+    Between two measured models bits are a straight line over the logarithm of bytes. None: outside what was measured.
+    """
+    dense = dense_like(row, rows)
+    for less, more in itertools.pairwise(dense):
+        if more["bits_per_byte"] <= row["bits_per_byte"] <= less["bits_per_byte"]:
+            part = (less["bits_per_byte"] - row["bits_per_byte"]) / (less["bits_per_byte"] - more["bits_per_byte"])
+            log = math.log(less["bytes_read"]) * (1 - part) + math.log(more["bytes_read"]) * part
+            return math.exp(log) / row["bytes_read"]
+    return None
+
+
+def of_twin(row: Row, rows: Sequence[Row]) -> float | None:
+    """Bits of an event-driven model over those of the continuous one as wide, with the same tokens and teacher or none."""
+    twins = [r for r in dense_like(row, rows) if r["width"] == row["width"]]
+    return row["bits_per_byte"] / twins[0]["bits_per_byte"] if twins else None
+
+
+def fit(widths: Sequence[float], gaps: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """log gap = a + b log width by least squares: (a, b) and their covariance [2, 2]; the gap is bits over the twin's, less 1.
+
+    Two points leave no residual to judge the line by: their covariance is infinite.
+    """
+    x = np.stack([np.ones(len(widths)), np.log(widths)], 1)
+    y = np.log(gaps)
+    solution, *_ = np.linalg.lstsq(x, y, rcond=None)
+    if len(widths) < 3:
+        return solution, np.full((2, 2), np.inf)
+    variance = ((y - x @ solution) ** 2).sum() / (len(widths) - 2)
+    return solution, variance * np.linalg.inv(x.T @ x)
+
+
+def predict(width: float, solution: np.ndarray, covariance: np.ndarray) -> tuple[float, float, float]:
+    """The gap expected at `width`, and one standard error of the line below and above it."""
+    x = np.array([1.0, math.log(width)])
+    middle, error = float(x @ solution), float(np.sqrt(x @ covariance @ x))
+    return math.exp(middle), math.exp(middle - error), math.exp(middle + error)
+
+
+def table(rows: Sequence[Row], speeds: dict[str, float]) -> str:
+    """The log as a Markdown table, by budget and teacher, the best last."""
+    lines = [
+        "| run | tokens | seed | activity | kB read a token | bits per byte | of its twin | dense of equal bits reads | "
+        "training, 10^15 operations | tokens/s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in sorted(rows, key=lambda r: (r["tokens"], r["taught"], -r["bits_per_byte"])):
+        event = row["activity"] < 1
+        twin, more = (of_twin(row, rows), equal_bits(row, rows)) if event else (None, None)
+        cells = [
+            f"`{row['run']}`", f"{row['tokens'] / 1e6:.2f}M", str(row["seed"]), f"{row['activity']:.1%}",
+            f"{row['bytes_read'] / 1e3:.0f}", f"{row['bits_per_byte']:.4f}", f"{twin:.1%}" if twin else "",
+            f"{more:.2f}x" if more else "", f"{row['operations'] / 1e15:.2f}",
+            f"{speeds[key]:,}" if (key := f"{row['run']}-{row['seed']}") in speeds else "",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Bits per byte over bytes read a token, a line for each budget, teacher and activity."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        kind = "dense" if row["activity"] == 1 else f"event-driven, {row['run'].split('-')[2]}%"
+        how = f"{row['tokens'] / 1e6:.1f}M tokens{', taught' if row['taught'] else ''}"
+        lines.setdefault((kind, how), []).append((row["bytes_read"] / 1e3, row["bits_per_byte"]))
+    for (kind, how), points in sorted(lines.items()):
+        style = {"color": "black", "marker": "s"} if kind == "dense" else {"marker": "o"}
+        axes.plot(*zip(*sorted(points), strict=True), **style, label=f"{kind}, {how}")
+    axes.set_xscale("log")
+    axes.set_xlabel("kB of weights and vectors read a token, 8 bits a weight")
+    axes.set_ylabel("bits per byte on held-out books")
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
