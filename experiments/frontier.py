@@ -211,8 +211,8 @@ def speeds(runs: Path, tokens: int = 600) -> dict[str, float]:
     for row in rows():
         model, packed = rounded(load_model(Run.named(row["run"]).folder(runs, row["seed"])))
         engine = EventModel(packed, model.tokenizer, threads=1)
-        engine.set_dense(row["activity"] == 1)
-        streams[f"{row['run']}-{row['seed']}"] = engine.stream()
+        reader = engine.dense if row["activity"] == 1 else engine
+        streams[f"{row['run']}-{row['seed']}"] = reader.stream()
     ids = np.random.default_rng(0).integers(0, VOCABULARY, tokens)
     for token in ids.tolist():
         for name, stream in streams.items():
