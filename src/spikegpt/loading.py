@@ -11,13 +11,13 @@ import torch
 
 from .checkpoint import PathLike, load_model, resolve
 from .config import PRESETS, ModelConfig, preset
-from .engine import EventModel, run
-from .engine.packed import is_packed, unpack
+from .engine import EventModel, FixedEventModel, run
+from .engine.packed import is_fixed, is_packed, unpack
 from .errors import UsageError, UserError
 from .model.spikegpt import SpikeGPT
 from .tokenizer import ByteTokenizer, Tokenizer
 
-ENGINES = ("auto", "float", "event")
+ENGINES = ("auto", "float", "event", "fixed")
 
 
 @overload
@@ -40,7 +40,8 @@ def load(
     None is the small trained model inside the package. A directory is a saved or packed model, or a training run: its
     finished model, else its latest complete checkpoint. A preset's name gives that shape untrained, over bytes.
     engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
-    as a `SpikeGPT`; "auto" takes the first for packed models, if the engine is built here, and the second for all others.
+    as a `SpikeGPT`, "fixed" in integers without any float between (`engine.FixedEventModel`); "auto" takes the first for
+    packed models, the third for those packed with `--fixed`, if the engine is built here, and the second for all others.
     """
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
@@ -52,13 +53,15 @@ def load(
     if name is None or path.is_dir():
         path = resolve(path)
         packed = is_packed(path)
+        if engine == "fixed" or (is_fixed(path) and engine == "auto" and not run.MISSING):
+            return FixedEventModel.load(path)
         if engine == "event" or (packed and engine == "auto" and not run.MISSING):
             return EventModel.load(path)
         return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)
     if str(name) not in PRESETS:
         mend = f"; if it is a checkpoint, convert it first: spikegpt convert {path} DIR" if path.is_file() else ""
         raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {', '.join(PRESETS)}{mend}")
-    if engine == "event":
+    if engine in ("event", "fixed"):
         raise UsageError(f"the preset {name} is not event-driven; train it with --spikes before first")
     tokenizer = ByteTokenizer()
     model = SpikeGPT(preset(str(name), vocab_size=tokenizer.vocab_size), backend=backend)

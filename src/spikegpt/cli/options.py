@@ -29,7 +29,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="the best there is")]
 Backend = Annotated[str, typer.Option("--backend", help="Operators: auto, reference, native, triton.")]
 Engine = Annotated[
-    str, typer.Option("--engine", help="event: in integers, on the CPU. float. auto: event for packed models.")
+    str,
+    typer.Option("--engine", help="event: integers, on the CPU. fixed: nothing but integers. float. auto: as packed."),
 ]
 ReferenceGeneration = Annotated[
     bool,

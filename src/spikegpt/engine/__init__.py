@@ -1,9 +1,11 @@
 """The event-driven engine: a `spikes="before"` model in small integers, where a silent neuron costs nothing.
 
-`pack` writes such a model, `EventModel` runs it: called like a `SpikeGPT`, with the same states.
+`pack` writes such a model, `EventModel` runs it: called like a `SpikeGPT`, with the same states. `FixedEventModel` does
+without any float (see `fixed`).
 """
 
+from .fixed.run import FixedEventModel
 from .packed import pack
 from .run import EventModel, Stream
 
-__all__ = ["EventModel", "Stream", "pack"]
+__all__ = ["EventModel", "FixedEventModel", "Stream", "pack"]

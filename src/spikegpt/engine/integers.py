@@ -80,7 +80,7 @@ class IntegerModel:
         """[outputs, inputs] of one matrix, as floats."""
         array, scale = self.arrays[f"{stem}.weight"], self.arrays[f"{stem}.scale"]
         groups, outputs = scale.shape
-        integers = array if self.bits == 8 else _unhalve(array, outputs)
+        integers = array if self.bits == 8 else unhalve(array, outputs)
         rows = np.repeat(scale, GROUP if groups > 1 else len(integers), axis=0)[: len(integers)]
         return torch.from_numpy(np.ascontiguousarray((integers.astype(np.float32) * rows).T))
 
@@ -148,6 +148,7 @@ def _halve(integers: np.ndarray) -> np.ndarray:
     return shifted[:, ::2] | shifted[:, 1::2] << 4
 
 
-def _unhalve(halves: np.ndarray, outputs: int) -> np.ndarray:
+def unhalve(halves: np.ndarray, outputs: int) -> np.ndarray:
+    """uint8 [inputs, ceil(outputs / 2)] -> int8 [inputs, outputs] of -7 to 7."""
     both = np.stack([halves & 15, halves >> 4], axis=-1).reshape(len(halves), -1)
     return both[:, :outputs].astype(np.int8) - 8

@@ -19,6 +19,8 @@ from ..errors import UsageError, UserError
 from ..files import write_directory, write_json, write_readable
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import Tokenizer, load_tokenizer
+from .fixed import stored
+from .fixed.model import FixedModel
 from .integers import IntegerModel, check_event_driven
 
 PACKED = "packed.safetensors"
@@ -28,36 +30,66 @@ VERSION = 1
 PathLike = str | os.PathLike[str]
 
 
-def pack(directory: PathLike, out: PathLike | None = None, *, bits: int = 8, force: bool = False) -> Path:
+def pack(
+    directory: PathLike, out: PathLike | None = None, *, bits: int = 8, fixed: bool = False, force: bool = False
+) -> Path:
     """Write the event-driven model in `directory` with `bits`-bit weights (8 or 4), by default beside it.
 
-    Returns where it is written; by default what is made from a checkpoint lies beside its run. UsageError: the model's
-    neurons do not stand in front of its matrices (the message says what can be done), or the directory exists, unless
-    `force`.
+    Returns where it is written; by default what is made from a checkpoint lies beside its run. With `fixed` the constants
+    of the integers-only engine are written too; then `directory` may be a packed model, whose weights are kept.
+    UsageError: the model's neurons do not stand in front of its matrices (the message says what can be done), or the
+    directory exists, unless `force`.
     """
     source = checkpoint.resolve(Path(directory))
-    if is_packed(source):
-        raise UsageError(f"{directory} is packed already; pack the model that it was made from")
     check_event_driven(checkpoint.read_config(source))
-    model = checkpoint.load_model(source)
-    assert model.tokenizer is not None
-    target = checkpoint.beside(Path(directory), f"-{bits}bit") if out is None else Path(out)
+    if is_packed(source) and not fixed:
+        raise UsageError(f"{directory} is packed already; pack the model that it was made from")
+    packed, tokenizer = read(source) if is_packed(source) else _round(source, bits)
+    suffix = "-fixed" if is_packed(source) else f"-{packed.bits}bit{'-fixed' if fixed else ''}"
+    target = checkpoint.beside(Path(directory), suffix) if out is None else Path(out)
     if checkpoint.names_to_replace(target, force) and not is_packed(target):
         raise UsageError(f"{target} holds something else than a packed model; choose another directory")
-    write(target, IntegerModel.of(model, bits), model.tokenizer)
+    write(target, packed, tokenizer, FixedModel.of(packed) if fixed else None)
     return target
 
 
-def write(directory: Path, packed: IntegerModel, tokenizer: Tokenizer) -> None:
+def _round(directory: Path, bits: int) -> tuple[IntegerModel, Tokenizer]:
+    model = checkpoint.load_model(directory)
+    assert model.tokenizer is not None
+    return IntegerModel.of(model, bits), model.tokenizer
+
+
+def write(directory: Path, packed: IntegerModel, tokenizer: Tokenizer, fixed: FixedModel | None = None) -> None:
     """Write a packed model's directory, all of it or nothing."""
 
     def fill(inside: Path) -> None:
         tokenizer.save(inside)
         write_json(inside / checkpoint.CONFIG, checkpoint.describe(packed.config))
-        metadata = {"packed": str(VERSION), "bits": str(packed.bits), "sha256": _digest(packed.arrays)}
+        digest = _digest(packed.arrays)
+        metadata = {"packed": str(VERSION), "bits": str(packed.bits), "sha256": digest}
         write_readable(inside / PACKED, lambda file: save_file(packed.arrays, file, metadata))
+        if fixed is not None:
+            stored.write(inside / stored.FIXED, fixed, digest)
 
     write_directory(directory, fill)
+
+
+def is_fixed(directory: Path) -> bool:
+    """Whether `directory` holds a packed model with the constants of the integers-only engine."""
+    return is_packed(directory) and (directory / stored.FIXED).is_file()
+
+
+def read_fixed(directory: Path) -> tuple[FixedModel, Tokenizer]:
+    """Read any event-driven model's directory as integers only; what is not stored in it is made in memory."""
+    directory = checkpoint.resolve(directory)
+    if not is_packed(directory):
+        check_event_driven(checkpoint.read_config(directory))
+        packed, tokenizer = _round(directory, 8)
+        return FixedModel.of(packed), tokenizer
+    packed, tokenizer = read(directory)
+    if not is_fixed(directory):
+        return FixedModel.of(packed), tokenizer
+    return stored.read(directory / stored.FIXED, packed, _digest(packed.arrays)), tokenizer
 
 
 def is_packed(directory: Path) -> bool:

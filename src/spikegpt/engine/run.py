@@ -71,7 +71,7 @@ class EventModel:
                 _prepare(packed), self._layout.offsets, config.n_layer, config.n_embd, config.hidden,
                 config.vocab_size, event.levels, event.smallest, event.signed, event.reset == "hard",
                 bool(config.spike_embedding), config.architecture == "RWKV-ffnPre",
-                threads or _useful_threads(config.n_embd), isa,
+                threads or useful_threads(config.n_embd), isa,
             )  # fmt: skip
         except ValueError as error:
             raise UserError(f"the packed model does not fit its config: {error}; pack it again") from None
@@ -262,7 +262,7 @@ def _width(packed: IntegerModel, neuron: str) -> int:
     return len(packed.arrays[f"{matrix_behind(neuron)}.weight"])
 
 
-def _useful_threads(channels: int) -> int:
+def useful_threads(channels: int) -> int:
     """Threads that pay: below 128 channels each, waiting for one another costs more than they bring."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, max(1, channels // 128), 8)

@@ -1,4 +1,4 @@
-"""Where each part of a model's state lies in the engine's one row of floats.
+"""Where each part of a model's state lies in the engine's one row of values.
 
 A `State` made here is a tree of views into such rows [B, size]: handing it back to the engine costs no copy.
 """
@@ -21,14 +21,15 @@ _CHANNEL = ("key", "receptance", "value")
 class Layout:
     """The state's tensors in the order of `State.named`, with their places."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, lowest: float = -1e38) -> None:
+        """`lowest` is the largest exponent before any token."""
         assert config.event is not None
-        self._config = config
+        self._config, self._dtype, self._lowest = config, dtype, lowest
         self._remembers = config.event.has_membrane
         names = list(self._parts())
         self._widths = [width for _, width in names]
         self.size = sum(self._widths)
-        """Floats in the state of one sequence."""
+        """Values in the state of one sequence."""
         self.offsets: dict[str, int] = {}
         """Where each tensor of the state begins."""
         at = 0
@@ -38,11 +39,11 @@ class Layout:
 
     def empty(self, batch_size: int) -> Tensor:
         """Rows [B, size] of the state before any token."""
-        rows = torch.zeros(batch_size, self.size)
+        rows = torch.zeros(batch_size, self.size, dtype=self._dtype)
         channels = self._config.n_embd
         for name, at in self.offsets.items():
             if name.endswith(".wkv"):
-                rows[:, at + 2 * channels : at + 3 * channels] = -1e38
+                rows[:, at + 2 * channels : at + 3 * channels] = self._lowest
         return rows
 
     def view(self, rows: Tensor) -> State:
@@ -64,7 +65,11 @@ class Layout:
         named = state.named()
         if set(named) != set(self.offsets):
             raise UserError("this state is of another model; begin without one, or load the model that wrote it")
-        parts = [named[name].detach().to("cpu", torch.float32).flatten(1) for name in self.offsets]
+        if any(named[name].is_floating_point() != self._dtype.is_floating_point for name in self.offsets):
+            raise UserError(
+                "this state is of another engine: floats and integers are not each other's; begin without one"
+            )
+        parts = [named[name].detach().to("cpu", self._dtype).flatten(1) for name in self.offsets]
         if [part.shape[1] for part in parts] != self._widths:
             raise UserError("this state is of a model of another width; load the model that wrote it")
         return torch.cat(parts, dim=1)

@@ -17,7 +17,8 @@ namespace spikegpt::engine {
 
 // What calls have counted; it belongs to who gave it to them. `counts` points into `fired`, so that a copy is made with care.
 struct Counters {
-  Counters(const Engine &engine, bool neurons) : neurons(neurons), fired(engine.sites()), counts(engine.sites()) {
+  template <class AnyEngine>
+  Counters(const AnyEngine &engine, bool neurons) : neurons(neurons), fired(engine.sites()), counts(engine.sites()) {
     for (std::size_t i = 0; i < fired.size(); ++i) fired[i].assign(neurons ? engine.site(i).inputs : 0, 0);
     point();
   }
@@ -69,6 +70,40 @@ nanobind::ndarray<nanobind::numpy, T, nanobind::ndim<1>> array_of(std::vector<T>
   return {kept->data(), {kept->size()}, owner};
 }
 
+// One row a product, in the order they run.
+template <class AnyEngine>
+nanobind::list rows_of(const AnyEngine &engine, const Counters &counted) {
+  nanobind::list all;
+  for (std::size_t i = 0; i < engine.sites(); ++i) {
+    const auto &site = engine.site(i);
+    const Counts &counts = counted.counts[i];
+    nanobind::dict row;
+    row["name"] = engine.names()[i];
+    row["inputs"] = site.inputs;
+    row["outputs"] = site.outputs;
+    row["bits"] = site.bits;
+    row["steps"] = counts.steps;
+    row["active"] = counts.active;
+    row["units"] = counts.units;
+    row["saturated"] = counts.saturated;
+    if (counted.neurons) row["fired"] = array_of(counted.fired[i]);
+    all.append(row);
+  }
+  return all;
+}
+
+// What a pass of the engine writes to, or null.
+template <class AnyEngine>
+Counts *counts_of(const AnyEngine &engine, Counters *counters) {
+  if (!counters) return nullptr;
+  if (counters->fired.size() != engine.sites()) throw std::invalid_argument("these counters are another model's");
+  return counters->counts.data();
+}
+
 void bind_sampling(nanobind::module_ &module);
+
+namespace fixed {
+void bind(nanobind::module_ &module);
+}
 
 }  // namespace spikegpt::engine

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "arrays.h"
 #include "bind.h"
 #include "engine.h"
 #include "turn.h"
@@ -21,37 +22,16 @@ using namespace nb::literals;
 namespace spikegpt::engine {
 namespace {
 
-using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-Tensor view(const std::string &name, const Array &array) {
-  Tensor tensor{};
-  if (array.dtype() == nb::dtype<float>())
-    tensor.type = Tensor::kFloat;
-  else if (array.dtype() == nb::dtype<int8_t>())
-    tensor.type = Tensor::kInt8;
-  else if (array.dtype() == nb::dtype<uint8_t>())
-    tensor.type = Tensor::kUint8;
-  else
-    throw std::invalid_argument("tensor " + name + " is neither float32, int8 nor uint8");
-  for (std::size_t i = 0; i < array.ndim(); ++i) tensor.shape.push_back(static_cast<int64_t>(array.shape(i)));
-  tensor.data = array.data();
-  return tensor;
-}
 
 class Handle {
  public:
   Handle(const nb::dict &arrays, const Layout &layout, int layers, int channels, int hidden, int vocab, int levels,
          int smallest, bool is_signed, bool hard, bool spike_embedding, bool ffn_pre, int threads, const std::string &isa) {
     std::vector<Array> kept;
-    Tensors tensors;
-    for (auto [name, value] : arrays) {
-      kept.push_back(nb::cast<Array>(value));
-      const std::string key = nb::cast<std::string>(name);
-      tensors.emplace(key, view(key, kept.back()));
-    }
+    const Tensors tensors = view_all(arrays, kept);
     for (const auto &[name, at] : layout) size_ = at > size_ ? at : size_;
     engine_ = std::make_unique<Engine>(Settings{layers, channels, hidden, vocab, static_cast<float>(levels),
                                                 static_cast<float>(smallest), is_signed, hard, spike_embedding, ffn_pre, threads, isa},
@@ -90,24 +70,7 @@ class Handle {
   }
 
   nb::list counts(Counters &counters) {
-    const Counters counted = copy(counters);
-    nb::list all;
-    for (std::size_t i = 0; i < engine_->names().size(); ++i) {
-      const Site &site = engine_->site(i);
-      const Counts &counts = counted.counts[i];
-      nb::dict row;
-      row["name"] = engine_->names()[i];
-      row["inputs"] = site.inputs;
-      row["outputs"] = site.outputs;
-      row["bits"] = site.bits;
-      row["steps"] = counts.steps;
-      row["active"] = counts.active;
-      row["units"] = counts.units;
-      row["saturated"] = counts.saturated;
-      if (counted.neurons) row["fired"] = array_of(counted.fired[i]);
-      all.append(row);
-    }
-    return all;
+    return rows_of(*engine_, copy(counters));
   }
 
   int64_t spike_bytes(const std::string &spikes) const { return turns_->spike_bytes(spikes_named(spikes)); }
@@ -116,9 +79,7 @@ class Handle {
 
  private:
   Counts *counts_of(Counters *counters) const {
-    if (!counters) return nullptr;
-    if (counters->fired.size() != engine_->sites()) throw std::invalid_argument("these counters are another model's");
-    return counters->counts.data();
+    return spikegpt::engine::counts_of(*engine_, counters);
   }
 
   // Not while a pass is writing them.
@@ -148,6 +109,7 @@ NB_MODULE(_engine, module) {
   module.doc() = "The event-driven engine.";
   module.def("instruction_sets", &instruction_sets, "What this machine can run, best first.");
   bind_sampling(module);
+  fixed::bind(module);
   nb::class_<Counters>(module, "Counters", "What calls counted that were given these.")
       .def("add", &Counters::add, "other"_a, "Adds what others have counted; no call may be counting.");
   nb::class_<Handle>(module, "Engine", "A packed model and the threads that run it.")

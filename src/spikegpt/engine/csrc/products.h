@@ -1,5 +1,6 @@
 // The products of one thread: events are listed once, then every panel of a part reads their rows, and what the next product
-// will read is fetched meanwhile. Local to the translation unit, which says what a `Value` is and `scale_of(site)`.
+// will read is fetched meanwhile. Local to the translation unit, which says what a `Value` is and `scale_of(site)`; of a pass
+// only `tokens`, `dense` and `counts` are read.
 #pragma once
 
 #include "events.h"
@@ -8,6 +9,7 @@ namespace {
 
 using namespace spikegpt::engine;
 
+template <class Pass>
 class Products {
  public:
   // `scratch` [max(stride of a row, kPanelOutputs)] holds outputs that would pass the end of a row. `pass` is looked at only

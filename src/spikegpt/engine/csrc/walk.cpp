@@ -192,7 +192,7 @@ class Walker {
   const Pass &pass_;
   const Share &share_;
   uint64_t section_;
-  Products products_;
+  Products<Pass> products_;
 };
 
 uint64_t run(Model &model, Worker &worker, const Pass &pass, const Share &share, uint64_t first) {
