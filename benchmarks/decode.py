@@ -145,14 +145,14 @@ def measure(
             event += step_times(engine, rng.integers(config.vocab_size, size=20))[4:]
             dense += step_times(engine.dense(), rng.integers(config.vocab_size, size=6))[2:]
             read.append(engine.read_weights())
-        prompt = rng.integers(config.vocab_size, size=512)
+        prompt = torch.from_numpy(rng.integers(config.vocab_size, size=(1, 512)))
         with engine.meter(neurons=False) as meter:
             start = time.perf_counter()
             engine.read(prompt)
-            prefill = len(prompt) / (time.perf_counter() - start)
+            prefill = prompt.shape[1] / (time.perf_counter() - start)
         counts = meter.counts()
         weights = sum(site.inputs * site.outputs for site in counts) * bits / 8
-        bytes_read = sum(site.bytes_read for site in counts) / len(prompt)
+        bytes_read = sum(site.bytes_read for site in counts) / prompt.shape[1]
         step, dense_step, ceiling = median(sorted(event)), median(sorted(dense)), max(read)
         rows.append({
             "shape": name, "threads": threads, "activity": activity, "counted": meter.activity,

@@ -1,16 +1,14 @@
 """How well a model predicts a text: bits per byte, with the state carried from the first token to the last.
 
-B batch, T tokens, V vocabulary. A model is a `SpikeGPT`, or anything that is called
-the same way, has a `config` and a `tokenizer`, and counts its spikes (`meter_of`).
+B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from .data.corpus import PIECE, expand, pieces, read_documents
 from .errors import UsageError, UserError
-from .model.meter import SpikeMeter
+from .model.protocol import LanguageModel, evaluating, tokenizer_of
 from .tokenizer import Tokenizer
 
 Report = Callable[[int, int], object]
@@ -50,7 +48,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any,
+    model: LanguageModel,
     source: str | os.PathLike[str],
     *,
     tokenizer: Tokenizer | None = None,
@@ -70,7 +68,7 @@ def evaluate(
 
 
 def evaluate_files(
-    model: Any,
+    model: LanguageModel,
     paths: Sequence[Path],
     *,
     tokenizer: Tokenizer | None = None,
@@ -93,7 +91,7 @@ def evaluate_files(
 
 
 def bits_on_tokens(
-    model: Any,
+    model: LanguageModel,
     ids: np.ndarray,
     n_bytes: int,
     *,
@@ -112,11 +110,11 @@ def bits_on_tokens(
         raise UserError(f"a text of {len(ids)} tokens is too short to evaluate; at least 2 are needed")
     if chunk < 1 or streams < 1:
         raise UsageError(f"chunk={chunk} and streams={streams} must be above zero")
-    device = device_of(model)
+    device = model.device
     inputs, targets = _streams(ids, streams)
     nats = math.log(model.config.vocab_size)
     state = None
-    with torch.inference_mode(), evaluating(model), meter_of(model) as meter:
+    with torch.inference_mode(), evaluating(model), model.meter() as meter:
         for start in range(0, inputs.shape[1], chunk):
             logits, state = model(inputs[:, start : start + chunk].to(device), state)
             nats += _nats(logits, targets[:, start : start + chunk].to(device))
@@ -133,37 +131,6 @@ def bits_on_tokens(
         bytes=n_bytes,
         spike_rate=meter.rate,
     )
-
-
-def tokenizer_of(model: Any, tokenizer: Tokenizer | None = None) -> Tokenizer:
-    """The given tokenizer, else the model's own; a UsageError where there is neither."""
-    tokenizer = tokenizer or model.tokenizer
-    if tokenizer is None:
-        raise UsageError("this model has no tokenizer; load it with spikegpt.load, or set model.tokenizer")
-    return tokenizer
-
-
-def device_of(model: Any) -> torch.device:
-    """Where a model's weights are."""
-    return model.device if hasattr(model, "device") else next(model.parameters()).device
-
-
-def meter_of(model: Any) -> Any:
-    """A context that counts the model's spikes as `rate`: its own `model.meter()`, else a `SpikeMeter`."""
-    return model.meter() if hasattr(model, "meter") else SpikeMeter(model)
-
-
-@contextlib.contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Dropout off inside, and as it was afterwards."""
-    was_training = getattr(model, "training", False)
-    if was_training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
 
 
 def _streams(ids: np.ndarray, streams: int) -> tuple[Tensor, Tensor]:

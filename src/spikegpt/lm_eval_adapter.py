@@ -23,9 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import UsageError, UserError
-from .evaluation import evaluating, tokenizer_of
 from .generation.decode import generate_batch
 from .loading import load
+from .model.protocol import evaluating, tokenizer_of
 from .model.ragged import read_rows
 from .model.state import State
 

@@ -71,7 +71,7 @@ def test_neurons_of_one_mix_are_counted_together():
         LayerActivity("head_neuron", 5, 1.0, 0.0, 1.0),
     ]
     console = Console(width=100, record=True, quiet=False)
-    console.print(demo.activity_table(layers))
+    console.print(demo.activity_table(layers, ModelConfig(n_layer=1, n_embd=8, spikes="before")))
     rows = [line.split() for line in console.export_text().splitlines()]
     assert rows[1] == ["blocks.0.att", "40", "20.0%", "10.0%", "5.0%"]
     assert rows[2] == ["head_neuron", "5", "100.0%", "0.0%", "100.0%"]

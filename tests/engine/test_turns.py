@@ -128,7 +128,7 @@ def test_spikes_are_those_that_meters_count() -> None:
 def test_counters_and_the_dense_flag_belong_to_a_call() -> None:
     """Threads that share an engine: each meter counts its own thread's calls, and a dense step changes nobody's events."""
     engine = make_engine()
-    ids = prompts(engine, 3)[2]
+    ids = torch.tensor([prompts(engine, 3)[2]])
     with engine.meter() as meter:
         engine.read(ids)
     expected = [(site.steps, site.active, site.units, site.saturated, site.fired.sum()) for site in meter.counts()]
@@ -163,15 +163,15 @@ def test_counters_and_the_dense_flag_belong_to_a_call() -> None:
 def test_meters_may_be_nested() -> None:
     engine, other = make_engine(), make_engine()
     with engine.meter() as outer:
-        engine.read([1, 2])
+        engine.read(torch.tensor([[1, 2]]))
         with engine.meter(neurons=False) as inner, other.meter() as elsewhere:
-            engine.read([3])
-            other.read([4, 5, 6])
-        engine.dense().read([7])
+            engine.read(torch.tensor([[3]]))
+            other.read(torch.tensor([[4, 5, 6]]))
+        engine.dense().read(torch.tensor([[7]]))
     assert [meter.counts()[0].steps for meter in (outer, inner, elsewhere)] == [4, 1, 3]
     site = outer.counts()[0]
     assert site.fired is not None and site.fired.sum() == site.active
-    engine.read([1])
+    engine.read(torch.tensor([[1]]))
     assert outer.counts()[0].steps == 4
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from spikegpt.config import EMPHASIS, ConfigError, EventConfig, ModelConfig
 from spikegpt.model import SpikeGPT
-from spikegpt.model.allocation import allocate, kind_of, weights
-from spikegpt.model.layers import Linear
+from spikegpt.model.allocation import allocate
+from spikegpt.model.sites import sites
 
 
 def config(**event) -> ModelConfig:
@@ -13,16 +13,8 @@ def config(**event) -> ModelConfig:
 
 
 def spent(model: ModelConfig, shares: dict[str, float]) -> float:
-    sizes = weights(model)
-    return sum(sizes[matrix] * shares[matrix] for matrix in sizes) / sum(sizes.values())
-
-
-@pytest.mark.parametrize("architecture", ["RWKV", "RWKV-ffnPre"])
-def test_weights_are_counted_as_the_model_has_them(architecture):
-    shape = ModelConfig.from_dict({**config().to_dict(), "architecture": architecture})
-    matrices = {name: module for name, module in SpikeGPT(shape).named_modules() if isinstance(module, Linear)}
-    assert weights(shape) == {name: matrix.weight.numel() for name, matrix in matrices.items()}
-    assert {kind_of(name) for name in matrices} == set(EMPHASIS)
+    table = sites(model)
+    return sum(site.weights * shares[site.name] for site in table) / sum(site.weights for site in table)
 
 
 @pytest.mark.parametrize("activity", [0.001, 0.06, 0.3, 0.7, 0.95, 1.0])

@@ -7,7 +7,8 @@ from spikegpt.config import ConfigError, EventConfig, ModelConfig
 from spikegpt.model.allocation import allocate
 from spikegpt.model.layers import Linear
 from spikegpt.model.meter import SpikeMeter
-from spikegpt.model.neurons import EventNeuron, matrix_behind
+from spikegpt.model.neurons import EventNeuron
+from spikegpt.model.sites import sites_by_neuron
 from spikegpt.model.spikegpt import SpikeGPT
 
 KINDS = {
@@ -114,7 +115,7 @@ def test_thresholds_follow_the_activity_asked_for() -> None:
     with SpikeMeter(model) as meter, torch.no_grad():
         model(ids)
     for row in meter.layers():
-        assert row.rate == pytest.approx(shares[matrix_behind(row.name)], abs=0.03), row.name
+        assert row.rate == pytest.approx(shares[sites_by_neuron(model.config)[row.name].name], abs=0.03), row.name
     assert meter.activity == pytest.approx(event.activity, abs=0.02)
 
 

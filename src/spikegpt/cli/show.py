@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..generation.decode import complete, generate
+from ..model.protocol import LanguageModel
 
 
 def read_prompts(prompts: Sequence[str]) -> list[str]:
@@ -21,7 +22,7 @@ def read_prompts(prompts: Sequence[str]) -> list[str]:
     return [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
 
 
-def write_stream(model: Any, prompt: str, as_json: bool, **options: Any) -> None:
+def write_stream(model: LanguageModel, prompt: str, as_json: bool, **options: Any) -> None:
     """One text, piece by piece; or, as JSON, when it is complete."""
     generation = generate(model, prompt, **options)
     for piece in generation:
@@ -33,7 +34,7 @@ def write_stream(model: Any, prompt: str, as_json: bool, **options: Any) -> None
         print()
 
 
-def write_batch(model: Any, prompts: Sequence[str], as_json: bool, **options: Any) -> None:
+def write_batch(model: LanguageModel, prompts: Sequence[str], as_json: bool, **options: Any) -> None:
     """Several texts written together: each after its prompt, or a line of JSON each."""
     for prompt, text in zip(prompts, complete(model, prompts, **options), strict=True):
         if as_json:

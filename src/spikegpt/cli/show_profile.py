@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..model.meter import LayerActivity
-from ..model.neurons import matrix_behind
+from ..model.sites import sites_by_neuron
 from ..profiling.counts import Profile, bytes_by_width
 from ..profiling.elementwise import Operations
 from ..profiling.energy import LEFT_OUT, MEMORIES, TABLES, Accounting, accountings, answer, short
@@ -42,7 +42,8 @@ def products_table(profile: Profile) -> Table:
         ("product", "reads", "weights", "activity", "events", "unit spikes", "AC", "AC, units", "MAC", "kB read",
          "dead", "saturated"),
     )  # fmt: skip
-    silent = {matrix_behind(layer.name): layer for layer in profile.neurons}
+    in_front = sites_by_neuron(profile.config)
+    silent = {in_front[layer.name].name: layer for layer in profile.neurons if layer.name in in_front}
     for product in profile.products:
         layer = silent.get(product.name)
         counts = (product.events, product.units, product.ac, product.units * product.outputs, product.mac)

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +20,11 @@ from ..data.batches import Windows
 from ..data.tokens import Corpus, prepare
 from ..engine import EventModel
 from ..errors import UserError
-from ..evaluation import bits_on_tokens, meter_of
+from ..evaluation import bits_on_tokens
 from ..generation.decode import generate
-from ..model.allocation import weights
 from ..model.meter import LayerActivity
+from ..model.protocol import LanguageModel, Meter
+from ..model.sites import sites, sites_by_neuron
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import ByteTokenizer
 from ..training.language import fit_text
@@ -36,13 +36,15 @@ HELD_OUT = 8192
 """Bytes of held-out text on which it is measured."""
 
 
-def run(model: Any, prompt: str, *, max_tokens: int = 200, seconds: float = 40.0, seed: int | None = None) -> None:
+def run(
+    model: LanguageModel, prompt: str, *, max_tokens: int = 200, seconds: float = 40.0, seed: int | None = None
+) -> None:
     """All of it, on the console; `seconds` of training, 0 for none."""
     console = Console()
     console.rule("Text written with spikes")
     layers = write(console, model, prompt, max_tokens, seed)
     console.rule("Who fired")
-    console.print(activity_table(layers) if layers else "no neurons: this model is continuous")
+    console.print(activity_table(layers, model.config) if layers else "no neurons: this model is continuous")
     if isinstance(model, EventModel):
         console.rule("What silence saved")
         console.print(silence_table(model, prompt, max_tokens, seed))
@@ -51,12 +53,14 @@ def run(model: Any, prompt: str, *, max_tokens: int = 200, seconds: float = 40.0
         learn(console, seconds)
 
 
-def write(console: Console, model: Any, prompt: str, max_tokens: int, seed: int | None) -> list[LayerActivity]:
+def write(
+    console: Console, model: LanguageModel, prompt: str, max_tokens: int, seed: int | None
+) -> list[LayerActivity]:
     """Stream text with the speed and the spike rate below it; what every layer fired."""
     text, below = Text(prompt, style="bold"), Text(style="dim")
     with Live(Group(text, below), console=console, vertical_overflow="visible", refresh_per_second=8):
         begun, shown = time.perf_counter(), 0.0
-        with meter_of(model) as meter:
+        with model.meter() as meter:
             generation = generate(model, prompt, max_tokens=max_tokens, seed=seed)
             for piece in generation:
                 text.append(piece, style="not bold")
@@ -69,12 +73,12 @@ def write(console: Console, model: Any, prompt: str, max_tokens: int, seed: int 
     return meter.layers()
 
 
-def activity_table(layers: list[LayerActivity]) -> Table:
+def activity_table(layers: list[LayerActivity], config: ModelConfig) -> Table:
     """A row a layer; the neurons in front of the matrices of one mix are counted together."""
     table = Table("layer", box=None, pad_edge=False)
     for heading in ("neurons", "firing rate", "dead", "saturated"):
         table.add_column(heading, justify="right")
-    for name, members in _grouped(layers):
+    for name, members in _grouped(layers, config):
         neurons = sum(layer.neurons for layer in members)
         shares = (
             sum(getattr(layer, share) * layer.neurons for layer in members) / neurons
@@ -94,7 +98,7 @@ def silence_table(model: EventModel, prompt: str, max_tokens: int, seed: int | N
             for _ in generation:
                 pass
         speeds[dense] = generation.tokens / (time.perf_counter() - begun)
-    products = sum(weights(model.config).values())
+    products = sum(site.weights for site in sites(model.config))
     done = meter.activity * products
     table = Table("per token", box=None, pad_edge=False)
     for heading in ("every weight", "where a neuron fired", ""):
@@ -158,14 +162,16 @@ def _planned(corpus: Corpus, seconds: float) -> tuple[SpikeGPT, TrainConfig]:
     return model, TrainConfig(**settings, eval_every=0, save_every=0)  # pyright: ignore[reportArgumentType]
 
 
-def _grouped(layers: list[LayerActivity]) -> Iterator[tuple[str, list[LayerActivity]]]:
+def _grouped(layers: list[LayerActivity], config: ModelConfig) -> Iterator[tuple[str, list[LayerActivity]]]:
     groups: dict[str, list[LayerActivity]] = {}
+    in_front = sites_by_neuron(config)
     for layer in layers:
-        groups.setdefault(layer.name.split(".neurons.")[0], []).append(layer)
+        site = in_front.get(layer.name)
+        groups.setdefault((site and site.mix) or layer.name, []).append(layer)
     yield from groups.items()
 
 
-def _speed(tokens: int, seconds: float, meter: Any) -> str:
+def _speed(tokens: int, seconds: float, meter: Meter) -> str:
     return (
         f"{tokens} tokens · {tokens / max(seconds, 1e-9):.0f} tokens/s · {meter.rate:.1%} of neurons fire · "
         f"{meter.activity:.1%} of weights read"

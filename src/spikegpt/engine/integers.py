@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UsageError
+from ..model.sites import sites
 from ..model.spikegpt import SpikeGPT
 
 GROUP = 128
@@ -39,7 +40,7 @@ class IntegerModel:
         check_event_driven(model.config)
         if bits not in BITS:
             raise UsageError(f"bits={bits} is not one of {', '.join(map(str, BITS))}")
-        matrices = set(matrix_names(model))
+        matrices = {site.name for site in sites(model.config)}
         arrays: dict[str, np.ndarray] = {}
         for name, tensor in model.state_dict().items():
             values = tensor.detach().cpu().float()
@@ -60,7 +61,7 @@ class IntegerModel:
         with torch.device("meta"):
             model = SpikeGPT(self.config)
         model.to_empty(device="cpu")
-        matrices = set(matrix_names(model))
+        matrices = {site.name for site in sites(model.config)}
         values = {}
         for name in model.state_dict():
             array = self.arrays[name]
@@ -92,11 +93,6 @@ def check_event_driven(config: ModelConfig) -> None:
             f'this model has spikes="{config.spikes}", so its products read floats and nothing can be skipped: '
             "train one with --spikes before, or turn this one into one with `spikegpt spikify`"
         )
-
-
-def matrix_names(model: nn.Module) -> list[str]:
-    """Names of the modules that are matrices with a neuron in front, the head included."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
 def _round(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:

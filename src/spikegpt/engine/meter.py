@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from ..model.meter import LayerActivity
-
-
-@dataclass(frozen=True)
-class SiteCounts:
-    """What the neurons in front of one matrix did over everything that was read; counted from execution."""
-
-    name: str
-    """Of the neurons' module in the float model."""
-    inputs: int
-    outputs: int
-    bits: int
-    """Width of the matrix's weights."""
-    steps: int
-    """Tokens."""
-    active: int
-    """Events: inputs whose weights were read, over all tokens."""
-    units: int
-    """Sum of the events' sizes: spikes after expansion into unit spikes."""
-    saturated: int
-    """Events of the largest size."""
-    fired: np.ndarray | None = field(default=None, compare=False)
-    """[inputs] int64, events of each neuron, where neurons are counted."""
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of weights read, without padding and scales."""
-        return self.active * self.outputs * self.bits // 8
+from ..model.meter import LayerActivity, SiteCounts
 
 
 class EventMeter:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import checkpoint
 from ..errors import UsageError, UserError
 from ..generation.sampling import Sampling
-from ..model.neurons import matrix_behind
+from ..model.sites import sites_by_neuron
 from ..model.spikegpt import SpikeGPT
 from ..model.state import State
 from ..tokenizer import Tokenizer
@@ -121,12 +121,12 @@ class EventModel:
         """One text read token by token from `state` on: the fastest way to generate."""
         return Stream(self._engine, self._layout, self._rows(state, 1), self.config.vocab_size, self._dense)
 
-    def read(self, ids: Ids[int], state: State | None = None) -> State:
-        """The state after reading one text's tokens, of which no logits are wanted."""
-        stream = self.stream(state)
-        if len(ids):
-            stream.read(ids)
-        return stream.state()
+    def read(self, ids: Tensor, state: State | None = None) -> State:
+        """The state after ids [B, T] int64, of which no logits are wanted."""
+        rows = self._rows(state, len(ids))
+        for row, tokens in zip(rows, ids.tolist(), strict=True):
+            Stream(self._engine, self._layout, row[None], self.config.vocab_size, self._dense).read(tokens)
+        return self._layout.view(rows)
 
     def sequence(
         self,
@@ -259,7 +259,7 @@ def _prepare(packed: IntegerModel) -> dict[str, np.ndarray]:
 
 def _width(packed: IntegerModel, neuron: str) -> int:
     """Inputs of the matrix behind a neuron."""
-    return len(packed.arrays[f"{matrix_behind(neuron)}.weight"])
+    return sites_by_neuron(packed.config)[neuron].inputs
 
 
 def useful_threads(channels: int) -> int:

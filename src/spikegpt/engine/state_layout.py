@@ -12,10 +12,8 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UserError
+from ..model.sites import CHANNEL_MIX, HEAD_NEURON, TIME_MIX, first_mix, sites
 from ..model.state import BlockState, MixState, State
-
-_TIME = ("key", "value", "receptance", "output")
-_CHANNEL = ("key", "receptance", "value")
 
 
 class Layout:
@@ -54,11 +52,11 @@ class Layout:
         def mix(is_time: bool) -> MixState:
             shift = next(parts)
             wkv = next(parts).view(batch, 3, channels) if is_time else None
-            sites = (_TIME if is_time else _CHANNEL) if self._remembers else ()
+            sites = (TIME_MIX if is_time else CHANNEL_MIX) if self._remembers else ()
             return MixState(shift, wkv, {site: next(parts) for site in sites})
 
         blocks = tuple(BlockState(mix(self._is_time(layer)), mix(False), {}) for layer in range(self._config.n_layer))
-        return State(blocks, {"head_neuron": next(parts)} if self._remembers else {})
+        return State(blocks, {HEAD_NEURON: next(parts)} if self._remembers else {})
 
     def rows(self, state: State) -> Tensor:
         """A new copy [B, size] of any state of this model."""
@@ -75,17 +73,18 @@ class Layout:
         return torch.cat(parts, dim=1)
 
     def _is_time(self, layer: int) -> bool:
-        return layer > 0 or self._config.architecture != "RWKV-ffnPre"
+        return first_mix(self._config, layer) == "att"
 
     def _parts(self) -> Iterator[tuple[str, int]]:
         channels = self._config.n_embd
+        table = sites(self._config) if self._remembers else ()
         for layer in range(self._config.n_layer):
-            for part, is_time in (("att", self._is_time(layer)), ("ffn", False)):
+            for part, mix in (("att", first_mix(self._config, layer)), ("ffn", "ffn")):
                 yield f"blocks.{layer}.{part}.shift", channels
-                if is_time:
+                if mix == "att":
                     yield f"blocks.{layer}.{part}.wkv", 3 * channels
-                for site in (_TIME if is_time else _CHANNEL) if self._remembers else ():
-                    hidden = site == "value" and not is_time
-                    yield f"blocks.{layer}.{part}.neurons.{site}", self._config.hidden if hidden else channels
+                for site in table:
+                    if site.mix == f"blocks.{layer}.{mix}":
+                        yield f"blocks.{layer}.{part}.neurons.{site.matrix}", site.inputs
         if self._remembers:
-            yield "head_neuron", channels
+            yield HEAD_NEURON, channels

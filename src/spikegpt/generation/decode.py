@@ -7,15 +7,15 @@ gives the logits of the next one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from ..data.corpus import PIECE, pieces
 from ..errors import UsageError
-from ..evaluation import device_of, evaluating, tokenizer_of
+from ..model.protocol import LanguageModel, Streaming, evaluating, tokenizer_of
 from ..model.state import State
 from ..tokenizer import Tokenizer
 from .sampling import NOT_FINITE, Sampler, Sampling, not_finite
@@ -29,7 +29,7 @@ PathLike = str | os.PathLike[str]
 
 
 def generate(
-    model: Any,
+    model: LanguageModel,
     prompt: str | Iterable[str] = "",
     *,
     max_tokens: int = 256,
@@ -61,7 +61,7 @@ def generate(
 
 
 def generate_batch(
-    model: Any,
+    model: LanguageModel,
     prompts: Sequence[str],
     *,
     max_tokens: int = 256,
@@ -80,7 +80,7 @@ def generate_batch(
 
 @torch.inference_mode()
 def complete(
-    model: Any,
+    model: LanguageModel,
     prompts: Sequence[str],
     *,
     max_tokens: int = 256,
@@ -117,7 +117,7 @@ class Generation(Iterator[str]):
 
     def __init__(
         self,
-        model: Any,
+        model: LanguageModel,
         text: Text,
         settings: Sampling,
         prompt: Iterator[list[int]],
@@ -126,7 +126,7 @@ class Generation(Iterator[str]):
     ) -> None:
         self._model, self._text, self._settings, self._prompt = model, text, settings, prompt
         self._begun, self._save_to = state, save_to
-        self._writer: Any = None
+        self._writer: Writer | None = None
         self._closed = False
 
     def __next__(self) -> str:
@@ -171,11 +171,38 @@ class Generation(Iterator[str]):
         return self._text.reason
 
 
+class Writer(Protocol):
+    """Chooses the tokens of texts whose prompts were read."""
+
+    def next(self, rows: list[int]) -> list[int]:
+        """The next token of each of these texts; those that are missing have ended."""
+        ...
+
+    def state(self, row: int) -> State:
+        """A text's state after all that was read."""
+        ...
+
+
+@runtime_checkable
+class TakesTurns(LanguageModel, Protocol):
+    """A model that advances many texts in one call and chooses their tokens itself, as the integer engine does."""
+
+    def sequence(
+        self, ids: Sequence[int], state: State | None = None, *, sampling: Sampling, counts: Mapping[int, int]
+    ) -> Any:
+        """A text from `state` on with `ids` still to be read."""
+        ...
+
+    def advance(self, sequences: Sequence[Any]) -> list[int]:
+        """One turn of each: the tokens chosen."""
+        ...
+
+
 class _LogitsWriter:
     """Texts on a model that gives logits: one batch, which those that have ended leave."""
 
-    def __init__(self, model: Any, texts: list[Text], settings: list[Sampling], states: list[State]) -> None:
-        self._model, self._texts, self._device = model, texts, device_of(model)
+    def __init__(self, model: LanguageModel, texts: list[Text], settings: list[Sampling], states: list[State]) -> None:
+        self._model, self._texts, self._device = model, texts, model.device
         self._rows = list(range(len(texts)))
         self._state = states[0] if len(texts) == 1 else State.stack(states)
         self._samplers = [Sampler(each, model.config.vocab_size) for each in settings]
@@ -200,10 +227,10 @@ class _LogitsWriter:
 class _TurnsWriter:
     """Texts on an engine that chooses by itself."""
 
-    def __init__(self, model: Any, texts: list[Text], settings: list[Sampling], states: list[State]) -> None:
+    def __init__(self, model: TakesTurns, texts: list[Text], settings: list[Sampling], states: list[State]) -> None:
         self._model = model
         self._sequences = [
-            model.sequence([text.pending], state, sampling=each, counts=text.counts)
+            model.sequence(text.unread, state, sampling=each, counts=text.counts)
             for text, each, state in zip(texts, settings, states, strict=True)
         ]
 
@@ -219,15 +246,17 @@ class _TurnsWriter:
         return self._sequences[row].state()
 
 
-def _writer(model: Any, texts: list[Text], settings: list[Sampling], states: list[State]) -> Any:
+def _writer(model: LanguageModel, texts: list[Text], settings: list[Sampling], states: list[State]) -> Writer:
     """What chooses the tokens of texts whose prompts were read."""
-    return (_TurnsWriter if hasattr(model, "advance") else _LogitsWriter)(model, texts, settings, states)
+    if isinstance(model, TakesTurns):
+        return _TurnsWriter(model, texts, settings, states)
+    return _LogitsWriter(model, texts, settings, states)
 
 
-def read_prompt(model: Any, text: Text, prompt: Iterable[list[int]], state: State) -> State:
+def read_prompt(model: LanguageModel, text: Text, prompt: Iterable[list[int]], state: State) -> State:
     """Read a prompt's ids as they come; the state after all tokens of the text but the last, which is its `pending`."""
     for ids in prompt:
-        unread = [] if text.pending is None else [text.pending]
+        unread = text.unread
         text.read(ids)
         state = prefill(model, [*unread, *ids[:-1]], state)
     if text.pending is None:
@@ -235,11 +264,11 @@ def read_prompt(model: Any, text: Text, prompt: Iterable[list[int]], state: Stat
     return state
 
 
-def prefill(model: Any, ids: Sequence[int], state: State) -> State:
+def prefill(model: LanguageModel, ids: Sequence[int], state: State) -> State:
     """The state of one text after reading `ids`."""
-    if hasattr(model, "stream"):  # an engine that takes any length at once
-        return model.read(ids, state)
-    device = device_of(model)
+    if isinstance(model, Streaming):  # an engine that takes any length at once
+        return model.read(torch.tensor([ids], dtype=torch.int64), state) if ids else state
+    device = model.device
     for start in range(0, len(ids), PREFILL):
         state = model.read(torch.tensor([ids[start : start + PREFILL]], device=device), state)
     return state

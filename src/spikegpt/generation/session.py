@@ -7,12 +7,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from ..errors import UserError
-from ..evaluation import device_of
+from ..model.protocol import LanguageModel
 from ..model.state import State
 
 PathLike = str | os.PathLike[str]
@@ -47,7 +46,7 @@ def save_session(path: PathLike, session: Session) -> None:
     session.state.save(path, {_KEY: json.dumps(values)})
 
 
-def load_session(path: PathLike, model: Any) -> Session:
+def load_session(path: PathLike, model: LanguageModel) -> Session:
     """Read a session of `model`; a file of `State.save` is a session without pending token.
 
     Raises UserError if the file is not a session or not one of this model: names, shapes and dtypes of the state, and
@@ -62,7 +61,7 @@ def load_session(path: PathLike, model: Any) -> Session:
         raise UserError(f"{path} is not the state of one text of this model; load the model that wrote it")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in named.values()):
         raise UserError(f"{path} holds a state that is not finite (NaN or infinity); begin the text again")
-    state = state.to(device_of(model))
+    state = state.to(model.device)
     with safe_open(path, "pt") as file:
         written = (file.metadata() or {}).get(_KEY)
     return Session(state) if written is None else _parse(path, written, state, model.config.vocab_size)

@@ -53,6 +53,11 @@ class Text:
         self._decoder.pending = session.undecoded
         self._filter.held = session.held
 
+    @property
+    def unread(self) -> list[int]:
+        """The pending token, if there is one: what the state has not read."""
+        return [] if self.pending is None else [self.pending]
+
     def read(self, ids: Sequence[int]) -> None:
         """Take note of tokens of the prompt, at least one."""
         # What the last part left incomplete cannot be completed by a prompt: it is shown before what follows.

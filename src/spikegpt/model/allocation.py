@@ -8,31 +8,14 @@ kind of matrix after the other, and the shares chosen so that one more weight re
 from __future__ import annotations
 
 from ..config import EMPHASIS, ModelConfig
-
-
-def weights(config: ModelConfig) -> dict[str, int]:
-    """Weights of every matrix by its name in the model: `blocks.0.att.key`, ..., `head`."""
-    square, wide = config.n_embd**2, config.n_embd * config.hidden
-    time_mix = dict.fromkeys(("key", "value", "receptance", "output"), square)
-    channel_mix = {"key": wide, "receptance": square, "value": wide}
-    sizes: dict[str, int] = {}
-    for layer in range(config.n_layer):
-        first = ("ffnPre", channel_mix) if layer == 0 and config.architecture == "RWKV-ffnPre" else ("att", time_mix)
-        for mix, matrices in (first, ("ffn", channel_mix)):
-            sizes |= {f"blocks.{layer}.{mix}.{name}": size for name, size in matrices.items()}
-    return sizes | {"head": config.n_embd * config.vocab_size}
-
-
-def kind_of(matrix: str) -> str:
-    """The kind of a matrix, a key of `EMPHASIS`: `att.key` for `blocks.0.att.key`, `ffn.key` for `blocks.0.ffnPre.key`."""
-    return matrix if matrix == "head" else matrix.split(".", 2)[2].replace("ffnPre", "ffn")
+from .sites import sites
 
 
 def emphasis_of(config: ModelConfig) -> dict[str, float]:
     """How often the neurons in front of each matrix fire relative to the others: its own number, its kind's, or 1."""
     assert config.event is not None
     given = EMPHASIS if config.event.emphasis is None else config.event.emphasis
-    return {matrix: given.get(matrix, given.get(kind_of(matrix), 1.0)) for matrix in weights(config)}
+    return {site.name: given.get(site.name, given.get(site.kind, 1.0)) for site in sites(config)}
 
 
 def allocate(config: ModelConfig, activity: float) -> dict[str, float]:
@@ -40,7 +23,7 @@ def allocate(config: ModelConfig, activity: float) -> dict[str, float]:
 
     The shares are in the ratio of `emphasis_of`, except that none is above 1.
     """
-    sizes, emphasis = weights(config), emphasis_of(config)
+    sizes, emphasis = {site.name: site.weights for site in sites(config)}, emphasis_of(config)
     wanted = activity * sum(sizes.values())
     shares = dict.fromkeys(sizes, 1.0)
     rest = set(sizes)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import ModelConfig
 from .neurons import EventNeuron
+from .sites import sites
 from .state import MixState
 
 
@@ -49,31 +50,29 @@ class Dropout(nn.Module):
 class Mix(nn.Module):
     """What time mix and channel mix share: matrices, and in an event-driven model a neuron in front of each."""
 
-    sites: tuple[str, ...]
-    hidden_site: str | None = None
-    """The matrix that reads the hidden layer, whose values are never negative."""
-
-    def add_neurons(self, config: ModelConfig, backend: str) -> None:
-        """Put an event neuron in front of each matrix, if this model has them there."""
+    def add_matrices(self, config: ModelConfig, name: str, backend: str) -> None:
+        """Make the matrices that `sites` lists below `name`, and the neurons in front of them."""
+        mine = [site for site in sites(config) if site.mix == name]
+        for site in mine:
+            setattr(self, site.matrix, Linear(site.inputs, site.outputs, backend))
         self.neurons = nn.ModuleDict()
         if config.event is None:
             return
-        for site in self.sites:
-            matrix: Linear = getattr(self, site)
-            self.neurons[site] = EventNeuron(
-                matrix.in_features, matrix.out_features, config.event, signed=site != self.hidden_site, backend=backend,
-            )  # fmt: skip
+        for site in mine:
+            self.neurons[site.matrix] = EventNeuron(
+                site.inputs, site.outputs, config.event, signed=site.signed, backend=backend
+            )
 
-    def project(self, site: str, x: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
-        """x [B, T, n] through the matrix `site`, by way of its neuron if it has one."""
-        matrix: Linear = getattr(self, site)
-        if site not in self.neurons:
+    def project(self, name: str, x: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
+        """x [B, T, n] through the matrix `name`, by way of its neuron if it has one."""
+        matrix: Linear = getattr(self, name)
+        if name not in self.neurons:
             return matrix(x)
-        neuron = self.neurons[site]
+        neuron = self.neurons[name]
         assert isinstance(neuron, EventNeuron)
-        events, membrane = neuron(x, old.get(site))
+        events, membrane = neuron(x, old.get(name))
         if membrane is not None:
-            new[site] = membrane
+            new[name] = membrane
         return matrix(events, neuron.unit)
 
     def input_dtype(self, x: Tensor) -> torch.dtype:
@@ -92,9 +91,12 @@ class Mix(nn.Module):
 class TimeMix(Mix):
     """Attention's stand-in: receptance x WKV average of the past, in linear time (RWKV-4)."""
 
-    sites = ("key", "value", "receptance", "output")
+    key: Linear
+    value: Linear
+    receptance: Linear
+    output: Linear
 
-    def __init__(self, config: ModelConfig, backend: str) -> None:
+    def __init__(self, config: ModelConfig, name: str, backend: str) -> None:
         super().__init__()
         channels = config.n_embd
         self.backend = backend
@@ -103,9 +105,7 @@ class TimeMix(Mix):
         self.time_mix_k = nn.Parameter(torch.empty(1, 1, channels))
         self.time_mix_v = nn.Parameter(torch.empty(1, 1, channels))
         self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
-        for site in self.sites:
-            setattr(self, site, Linear(channels, channels, backend))
-        self.add_neurons(config, backend)
+        self.add_matrices(config, name, backend)
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
         old, new = state.membranes, {}
@@ -123,19 +123,17 @@ class TimeMix(Mix):
 class ChannelMix(Mix):
     """The feed-forward part: a gate x a matrix of relu(key)^2, with a token shift."""
 
-    sites = ("key", "receptance", "value")
-    hidden_site = "value"
+    key: Linear
+    receptance: Linear
+    value: Linear
 
-    def __init__(self, config: ModelConfig, backend: str) -> None:
+    def __init__(self, config: ModelConfig, name: str, backend: str) -> None:
         super().__init__()
         channels = config.n_embd
         self.backend = backend
         self.time_mix_k = nn.Parameter(torch.empty(1, 1, channels))
         self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
-        self.key = Linear(channels, config.hidden, backend)
-        self.receptance = Linear(channels, channels, backend)
-        self.value = Linear(config.hidden, channels, backend)
-        self.add_neurons(config, backend)
+        self.add_matrices(config, name, backend)
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
         old, new = state.membranes, {}

@@ -150,10 +150,5 @@ class EventNeuron(Neuron):
         return self.activity * (self.start_activity / self.activity) ** max(0.0, 1 - self.progress / self.config.ramp)
 
 
-def matrix_behind(neuron: str) -> str:
-    """Name of the matrix that a neuron stands in front of: `blocks.0.att.key` for `blocks.0.att.neurons.key`."""
-    return "head" if neuron == "head_neuron" else neuron.replace(".neurons.", ".")
-
-
 def _logit(p: float) -> float:
     return math.log(p / (1 - p))

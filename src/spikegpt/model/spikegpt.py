@@ -19,8 +19,10 @@ from ..config import ModelConfig
 from ..errors import UsageError
 from .allocation import allocate
 from .layers import ChannelMix, Dropout, Linear, Mix, TimeMix
-from .neurons import LIF, EventNeuron, SpikeEmbedding, matrix_behind
+from .meter import SpikeMeter
+from .neurons import LIF, EventNeuron, SpikeEmbedding
 from .rwkv4 import time_constants
+from .sites import HEAD_NEURON, first_mix, sites, sites_by_neuron
 from .state import BlockState, MixState, State
 
 if TYPE_CHECKING:
@@ -37,9 +39,10 @@ class Block(nn.Module):
             self.ln0 = nn.LayerNorm(channels)
         self.ln1 = nn.LayerNorm(channels)
         self.ln2 = nn.LayerNorm(channels)
-        self.att_name = "ffnPre" if index == 0 and config.architecture == "RWKV-ffnPre" else "att"
-        setattr(self, self.att_name, (ChannelMix if self.att_name == "ffnPre" else TimeMix)(config, backend))
-        self.ffn = ChannelMix(config, backend)
+        self.att_name = first_mix(config, index)
+        mix = ChannelMix if self.att_name == "ffnPre" else TimeMix
+        setattr(self, self.att_name, mix(config, f"blocks.{index}.{self.att_name}", backend))
+        self.ffn = ChannelMix(config, f"blocks.{index}.ffn", backend)
         self.spiking = config.spikes == "after"
         if self.spiking:
             self.lif1 = LIF(config, backend)
@@ -90,6 +93,15 @@ class SpikeGPT(nn.Module):
             _allocate(self)
         _initialise(self)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.emb.weight.device
+
+    def meter(self) -> SpikeMeter:
+        """A context that counts the spikes of everything that is read inside it."""
+        return SpikeMeter(self)
+
     def init_state(self, batch_size: int = 1) -> State:
         """The state before any token: zeros, and -1e38 for the largest exponent."""
         like = self.ln_out.weight.detach().float()
@@ -107,7 +119,7 @@ class SpikeGPT(nn.Module):
             assert isinstance(block, Block)
             lifs = {"lif1": at_rest, "lif2": at_rest} if block.spiking else {}
             blocks.append(BlockState(mix(getattr(block, block.att_name)), mix(block.ffn), lifs))
-        return State(tuple(blocks), {"head_neuron": at_rest} if self.head_remembers else {})
+        return State(tuple(blocks), {HEAD_NEURON: at_rest} if self.head_remembers else {})
 
     def forward(
         self, ids: Tensor, state: State | None = None, residuals: list[Tensor] | None = None
@@ -155,9 +167,9 @@ class SpikeGPT(nn.Module):
         """`features` [B, T, C] to logits [B, T, V], through the head's neuron if there is one."""
         if self.head_neuron is None:
             return self._widened(self.head(x)), state
-        events, membrane = self.head_neuron(x, state.membranes.get("head_neuron"))
+        events, membrane = self.head_neuron(x, state.membranes.get(HEAD_NEURON))
         logits = self._widened(self.head(events, self.head_neuron.unit))
-        return logits, state if membrane is None else state._replace(membranes={"head_neuron": membrane})
+        return logits, state if membrane is None else state._replace(membranes={HEAD_NEURON: membrane})
 
     def _widened(self, logits: Tensor) -> Tensor:
         return logits if self.training else logits.float()  # the largest tensor of a training step by far
@@ -197,13 +209,14 @@ def _allocate(model: SpikeGPT) -> None:
     shares, at_first = (
         allocate(model.config, activity) for activity in (event.activity, event.start_activity or event.activity)
     )
-    for name, neuron in model.named_modules():
-        if isinstance(neuron, EventNeuron):
-            neuron.aim_for(shares[matrix_behind(name)], at_first[matrix_behind(name)])
+    for name, site in sites_by_neuron(model.config).items():
+        neuron = model.get_submodule(name)
+        assert isinstance(neuron, EventNeuron)
+        neuron.aim_for(shares[site.name], at_first[site.name])
 
 
-# Residual branches start silent: these matrices begin at zero.
-_ZERO = ("att.key", "att.receptance", "att.output", "ffn.value", "ffn.receptance", "ffnPre.value", "ffnPre.receptance")
+# Residual branches start silent: matrices of these kinds begin at zero.
+_ZERO = {"att.key", "att.receptance", "att.output", "ffn.value", "ffn.receptance"}
 
 
 @torch.no_grad()
@@ -214,12 +227,13 @@ def _initialise(model: SpikeGPT) -> None:
     config = model.config
     _orthogonal(model.emb.weight, 1e-4, gain=math.sqrt(max(config.vocab_size, config.n_embd)))
     _orthogonal(model.head.weight, 0.5)
-    for name, module in model.blocks.named_modules():
-        if isinstance(module, nn.Linear):
-            if name.endswith(_ZERO):
-                module.weight.zero_()
+    for site in sites(config):
+        if site.block is not None:
+            weight = model.get_parameter(f"{site.name}.weight")
+            if site.kind in _ZERO:
+                weight.zero_()
             else:
-                _orthogonal(module.weight, 1.0)
+                _orthogonal(weight, 1.0)
     for layer, block in enumerate(model.blocks):
         for name, values in time_constants(layer, config.n_layer, config.n_embd).items():
             parameter = dict(block.named_parameters()).get(name)

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from ..config import EventConfig, ModelConfig
 from ..data.corpus import PIECE, documents, pieces
 from ..errors import UsageError, UserError
-from ..evaluation import Report, device_of, evaluating, meter_of, tokenizer_of
-from ..model.meter import LayerActivity
-from ..model.neurons import matrix_behind
+from ..evaluation import Report
+from ..model.meter import LayerActivity, SiteCounts
+from ..model.protocol import EventCounter, LanguageModel, Meter, evaluating, tokenizer_of
+from ..model.sites import Site, sites_by_neuron
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import Tokenizer
-from .elementwise import Site, elementwise
+from .elementwise import Work, elementwise
 
 Kind = Literal["binary", "ternary", "graded", "float"]
 """What a matrix read: 0 and 1; -1, 0 and 1; integers of at most `LARGEST`; or anything else."""
@@ -191,7 +192,7 @@ class Profile:
     products: list[Product]
     neurons: list[LayerActivity]
     """Rates, dead and saturated neurons of every layer."""
-    elementwise: list[Site]
+    elementwise: list[Work]
     """Per token, from the formulas of `operations`."""
     footprint: int | None
     """Bytes of parameters and buffers in memory; None where they cannot be seen."""
@@ -254,7 +255,7 @@ class Profile:
 
 @torch.inference_mode()
 def profile(
-    model: Any,
+    model: LanguageModel,
     data: Sequence[Path] | np.ndarray,
     *,
     tokens: int | None = None,
@@ -269,19 +270,18 @@ def profile(
     if chunk < 1 or (tokens is not None and tokens < 1):
         raise UsageError(f"tokens={tokens} and chunk={chunk} must be above zero")
     ids = data if isinstance(data, np.ndarray) else _read(tokenizer_of(model), data, tokens)
-    ids = torch.from_numpy(np.asarray(ids[:tokens], np.int64))[None].to(device_of(model))
+    ids = torch.from_numpy(np.asarray(ids[:tokens], np.int64))[None].to(model.device)
     if ids.shape[1] == 0:
         raise UserError("there is no text to profile")
+    event = model.config.event
+    counter = ProductCounter(model, event.levels if event else LARGEST) if isinstance(model, SpikeGPT) else None
     state = None
-    event: EventConfig | None = model.config.event
-    levels = event.levels if event else LARGEST
-    counter = ProductCounter(model, levels) if isinstance(model, SpikeGPT) else None
-    with evaluating(model), meter_of(model) as meter, counter or nullcontext():
+    with evaluating(model), model.meter() as meter, counter or nullcontext():
         for start in range(0, ids.shape[1], chunk):
             _, state = model(ids[:, start : start + chunk], state)
             if report is not None:
                 report(min(start + chunk, ids.shape[1]), ids.shape[1])
-    products = counter.products() if counter else [_from_engine(site, model.config.event) for site in meter.counts()]
+    products = counter.products() if counter else _engine_products(model.config, meter)
     seen = isinstance(model, SpikeGPT)
     return Profile(
         model.config, ids.shape[1], products, meter.layers(), elementwise(model.config),
@@ -289,16 +289,20 @@ def profile(
     )  # fmt: skip
 
 
-def _from_engine(site: Any, event: EventConfig | None) -> Product:
-    """A row of the engine's own counters (`engine.SiteCounts`); it has no histogram of sizes, so no bits."""
-    assert event is not None  # the engine runs nothing else
-    name = matrix_behind(site.name)
-    signed = event.signed and not name.endswith("ffn.value") and not name.endswith("ffnPre.value")
-    kind: Kind = "graded" if site.units > site.active else "ternary" if signed and site.active else "binary"
-    clipped = site.saturated if event.levels > 1 else 0
+def _engine_products(config: ModelConfig, meter: Meter) -> list[Product]:
+    """A row a matrix from the engine's own counters; it has no histogram of sizes, so no bits."""
+    assert isinstance(meter, EventCounter) and config.event is not None
+    table = sites_by_neuron(config)
+    return [_from_engine(counts, table[counts.name], config.event) for counts in meter.counts()]
+
+
+def _from_engine(counts: SiteCounts, site: Site, event: EventConfig) -> Product:
+    signed = event.signed and site.signed
+    kind: Kind = "graded" if counts.units > counts.active else "ternary" if signed and counts.active else "binary"
     return Product(
-        name, kind, site.inputs, site.outputs, site.bits, site.steps, site.active, site.units, None, clipped, None
-    )
+        site.name, kind, counts.inputs, counts.outputs, counts.bits, counts.steps, counts.active, counts.units, None,
+        counts.saturated if event.levels > 1 else 0, None,
+    )  # fmt: skip
 
 
 def _read(tokenizer: Tokenizer, paths: Sequence[Path], limit: int | None) -> np.ndarray:

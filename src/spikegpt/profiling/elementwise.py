@@ -88,7 +88,7 @@ def norm(channels: int) -> Operations:
 
 
 @dataclass(frozen=True)
-class Site:
+class Work:
     """Elementwise work of one kind at one place."""
 
     name: str
@@ -98,10 +98,10 @@ class Site:
     """Per token."""
 
 
-def elementwise(config: ModelConfig) -> list[Site]:
+def elementwise(config: ModelConfig) -> list[Work]:
     """Everything that a model of this shape computes per token outside its matrix products, in the order it is built."""
     return [
-        Site(name, kind, operations)
+        Work(name, kind, operations)
         for name, module in _skeleton(config).named_modules()
         for kind, operations in _work(module, config)
     ]

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, UserError
-from ..evaluation import device_of, evaluating, tokenizer_of
 from ..files import write_atomically
 from ..model.neurons import Neuron
+from ..model.protocol import evaluating, tokenizer_of
+from ..model.sites import neuron_groups
+from ..model.spikegpt import SpikeGPT
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -37,7 +39,7 @@ class Raster:
 
 
 @torch.inference_mode()
-def record(model: nn.Module, text: str) -> Raster:
+def record(model: SpikeGPT, text: str) -> Raster:
     """The spikes of every neuron over `text`; UsageError where the model has none, or the text is empty."""
     tokenizer = tokenizer_of(model)
     ids = tokenizer.encode(text)
@@ -50,14 +52,13 @@ def record(model: nn.Module, text: str) -> Raster:
     handles = [module.register_forward_hook(_keep(name, spikes)) for name, module in neurons.items()]
     try:
         with evaluating(model):
-            model(torch.from_numpy(ids.astype(np.int64))[None].to(device_of(model)))
+            model(torch.from_numpy(ids.astype(np.int64))[None].to(model.device))
     finally:
         for handle in handles:
             handle.remove()
     layers: dict[str, dict[str, np.ndarray]] = {}
-    for name, fired in spikes.items():
-        layer, group = _place(name)
-        layers.setdefault(layer, {})[group] = fired
+    for group in neuron_groups(model.config):
+        layers.setdefault(group.place, {})[group.label] = spikes[group.name]
     tokens = [tokenizer.token_bytes(int(id)).decode("utf-8", "replace") for id in ids]
     return Raster(tokens, [Layer(name, groups) for name, groups in layers.items()])
 
@@ -110,14 +111,6 @@ def _keep(name: str, spikes: dict[str, np.ndarray]) -> Any:
         spikes[name] = output[0][0].cpu().to(torch.int8).numpy()
 
     return hook
-
-
-def _place(name: str) -> tuple[str, str]:
-    """Layer and group of the neurons called `name`: blocks.0.att.neurons.key is the group `att key` of `block 0`."""
-    parts = [part for part in name.split(".") if part != "neurons"]
-    if parts[0] == "blocks":
-        return f"block {parts[1]}", " ".join(parts[2:])
-    return {"emb_spike": "embedding", "head_neuron": "head"}.get(parts[0], parts[0]), ""
 
 
 def _pick(spikes: np.ndarray, channels: int | None) -> np.ndarray:

@@ -18,13 +18,14 @@ from typing import IO
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.corpus import PIECE, documents, pieces
 from ..errors import UsageError
-from ..evaluation import device_of, evaluating, tokenizer_of
 from ..files import WriteError, write_atomically
 from ..model.neurons import LIF, EventNeuron, Neuron
+from ..model.protocol import evaluating, tokenizer_of
+from ..model.sites import neuron_groups
 from ..model.spikegpt import SpikeGPT
 
 _MOST_LAYERS = 10_000
@@ -84,7 +85,7 @@ def _write(model: SpikeGPT, neurons: dict[str, Neuron], chunks: Iterator[np.ndar
             state = None
             for ids in chunks:
                 columns.append("tokens", ids)
-                _, state = model(torch.from_numpy(ids.astype(np.int64))[None].to(device_of(model)), state)
+                _, state = model(torch.from_numpy(ids.astype(np.int64))[None].to(model.device), state)
         if not columns.length:
             raise UsageError("there is no text to read")
         write_atomically(out, columns.pack)
@@ -145,14 +146,14 @@ def _folder(out: Path) -> Path:
     return out.absolute().parent
 
 
-def _neurons(model: nn.Module, layers: Sequence[int] | None) -> dict[str, Neuron]:
+def _neurons(model: SpikeGPT, layers: Sequence[int] | None) -> dict[str, Neuron]:
     found = {name: module for name, module in model.named_modules() if isinstance(module, Neuron)}
     if layers is not None:
-        count = len(model.blocks)  # pyright: ignore[reportArgumentType]
+        count = model.config.n_layer
         if wrong := [layer for layer in layers if not 0 <= layer < count]:
             raise UsageError(f"layer {wrong[0]} is not among the model's, 0 to {count - 1}")
-        wanted = tuple(f"blocks.{layer}." for layer in layers)
-        found = {name: module for name, module in found.items() if name.startswith(wanted)}
+        wanted = {group.name for group in neuron_groups(model.config) if group.block in layers}
+        found = {name: module for name, module in found.items() if name in wanted}
     if not found:
         raise UsageError("this model has no neurons there (spikes='none'): there is nothing to trace")
     return found

@@ -19,7 +19,8 @@ from ..data.tokens import prepare
 from ..errors import UsageError
 from ..loading import load, load_teachers
 from ..model.layers import Linear
-from ..model.neurons import EventNeuron, matrix_behind
+from ..model.neurons import EventNeuron
+from ..model.sites import sites
 from ..model.spikegpt import SpikeGPT
 from .language import fit_text
 from .lock import refuse_existing, refuse_running
@@ -121,9 +122,7 @@ def calibrate(student: SpikeGPT, original: SpikeGPT, windows: Windows, rounds: i
 
 def _input_quantiles(student: SpikeGPT, original: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
     """Each neuron of the student, and what the wanted share of its matrix's inputs in the original is above."""
-    neurons = {
-        matrix_behind(name): module for name, module in student.named_modules() if isinstance(module, EventNeuron)
-    }
+    neurons = dict(zip((site.name for site in sites(student.config)), student.event_neurons(), strict=True))
     found: list[tuple[EventNeuron, Tensor]] = []
 
     def watch(neuron: EventNeuron):
