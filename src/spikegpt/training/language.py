@@ -18,7 +18,7 @@ from ..tokenizer import Tokenizer
 from .loop import fit
 from .objective import NextToken
 from .processes import make_accelerator
-from .progress import Metrics
+from .run import Metrics
 
 
 def fit_text(

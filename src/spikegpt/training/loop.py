@@ -19,9 +19,9 @@ from .interrupt import Stop
 from .lock import alone
 from .memory import advise, is_out_of_memory
 from .objective import Objective
-from .progress import Metrics, Reporter, summary_writer_class
+from .progress import Reporter, summary_writer_class
 from .resume import begin_directory, load_run, restore, save
-from .run import Run
+from .run import Metrics, Run
 
 Evaluate = Callable[[SpikeGPT], Metrics]
 """Figures of a model on held-out data, under names that begin with `valid_`; called in the main process alone."""

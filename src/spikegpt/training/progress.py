@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,12 +22,9 @@ from ..checkpoint import checkpoint_path
 from ..errors import UserError
 from ..files import parse_object, write_atomically
 from .optim import lr_at
+from .run import Metrics, Run
 from .speed import Stopwatch, matrix_speed
 
-if TYPE_CHECKING:
-    from .run import Run
-
-Metrics = dict[str, Any]
 _LONGEST_LINE = 1 << 16  # bytes of a line of metrics
 
 

@@ -21,8 +21,10 @@ from ..model.spikegpt import SpikeGPT
 from .objective import Objective
 from .optim import lr_at, make_optimizer
 from .processes import gathering, share_events
-from .progress import Metrics
 from .sharding import full, shard, whole_model
+
+Metrics = dict[str, Any]
+"""Figures of a training run by name, in JSON values."""
 
 
 @dataclass
