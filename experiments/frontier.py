@@ -211,7 +211,7 @@ def speeds(runs: Path, tokens: int = 600) -> dict[str, float]:
     for row in rows():
         model, packed = rounded(load_model(Run.named(row["run"]).folder(runs, row["seed"])))
         engine = EventModel(packed, model.tokenizer, threads=1)
-        reader = engine.dense if row["activity"] == 1 else engine
+        reader = engine.dense() if row["activity"] == 1 else engine
         streams[f"{row['run']}-{row['seed']}"] = reader.stream()
     ids = np.random.default_rng(0).integers(0, VOCABULARY, tokens)
     for token in ids.tolist():
