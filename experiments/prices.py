@@ -4,7 +4,8 @@ python experiments/prices.py MODEL --data FILE [--tokens 16384]
 
 Of an event-driven model, the smallest events in front of one matrix after the other are left out (hard: nothing else
 changes) while it reads held-out text. A matrix whose events are dear should fire more often, one whose events are cheap
-less; the last column is that, as `event.emphasis` takes it, with half of the step (prices move with shares).
+less; the last line is that, as `event.emphasis` takes it: with half of the step, for prices move with shares, and from
+prices pooled over blocks and kinds, for those of single matrices are mostly noise.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ class Price:
     """One matrix."""
 
     name: str
+    kind: str
+    block: int | None
+    """None for the head."""
     nats: float
     """Lost per token without its smallest events."""
     error: float
@@ -63,7 +67,7 @@ def prices(model: Any, windows: Any) -> list[Price]:
     import torch
     import torch.nn.functional as F
 
-    from spikegpt.model.neurons import EventNeuron, matrix_behind
+    from spikegpt.model.sites import sites
 
     def losses() -> torch.Tensor:
         logits = model(windows[:, :-1])[0]
@@ -72,19 +76,31 @@ def prices(model: Any, windows: Any) -> list[Price]:
     total, tokens, found = model.matrix_parameters(), windows[:, 1:].numel(), []
     with torch.inference_mode():
         whole = losses()
-        for name, neuron in model.named_modules():
-            if isinstance(neuron, EventNeuron):
-                with without_smallest(neuron) as silenced:
-                    lost = losses() - whole
-                error = float(lost.std()) / math.sqrt(len(lost))
-                saved = sum(silenced) * neuron.fan_out / tokens / total
-                found.append(Price(matrix_behind(name), float(lost.mean()), error, saved))
+        for site in sites(model.config):
+            assert site.neuron is not None
+            with without_smallest(model.get_submodule(site.neuron)) as silenced:
+                lost = losses() - whole
+            error = float(lost.std()) / math.sqrt(len(lost))
+            saved = sum(silenced) * site.outputs / tokens / total
+            found.append(Price(site.name, site.kind, site.block, float(lost.mean()), error, saved))
     return found
+
+
+def pooled(found: list[Price]) -> dict[str, float]:
+    """A steadier price of each matrix: the mean of its block's and its kind's, each over all that was silenced there."""
+    blocks = {price.block: _together([p for p in found if p.block == price.block]) for price in found}
+    kinds = {price.kind: _together([p for p in found if p.kind == price.kind]) for price in found}
+    return {price.name: (blocks[price.block] + kinds[price.kind]) / 2 for price in found}
+
+
+def _together(found: list[Price]) -> float:
+    saved = sum(price.saved for price in found)
+    return sum(price.nats for price in found) / (100 * saved) if saved else 0.0
 
 
 def evened(emphasis: dict[str, float], found: list[Price]) -> dict[str, float]:
     """The emphasis with half of a step towards equal prices: shares times the root of the price over the mean price."""
-    worth = {price.name: max(price.each, 0.0) for price in found}
+    worth = {name: max(each, 0.0) for name, each in pooled(found).items()}
     spent = sum(price.saved for price in found)
     mean = sum(worth[price.name] * price.saved for price in found) / spent if spent else 0.0
     if mean == 0:

@@ -39,11 +39,15 @@ def test_a_price_is_what_silencing_by_hand_costs(prices):
 
 
 def test_shares_move_towards_what_is_dear_by_half_a_step(prices):
-    found = [prices.Price("a", 4.0, 0.0, 0.01), prices.Price("b", 1.0, 0.0, 0.01), prices.Price("c", -1.0, 0.0, 0.01)]
-    evened = prices.evened({"a": 1.0, "b": 1.0, "c": 1.0}, found)
-    mean = 5.0 / 3
-    assert evened["a"] == pytest.approx((4 / mean) ** 0.5, abs=1e-4) and evened["b"] == pytest.approx(
-        (1 / mean) ** 0.5, abs=1e-4
-    )
-    assert evened["c"] == 0.5  # it does harm: as far down as one step goes
-    assert prices.evened({"a": 1.0}, [prices.Price("a", 0.0, 0.0, 0.0)]) == {"a": 1.0}
+    """Two blocks of two kinds, and each price pooled with those of its block and its kind."""
+    nats = {(0, "a"): 4.0, (0, "b"): 2.0, (1, "a"): 0.0, (1, "b"): -6.0}
+    found = [prices.Price(f"{block}{kind}", kind, block, lost, 0.0, 0.01) for (block, kind), lost in nats.items()]
+    pooled = prices.pooled(found)
+    assert pooled == pytest.approx({"0a": (3 + 2) / 2, "0b": (3 - 2) / 2, "1a": (-3 + 2) / 2, "1b": (-3 - 2) / 2})
+    evened = prices.evened(dict.fromkeys(pooled, 1.0), found)
+    mean = (2.5 + 0.5) / 4
+    assert evened["0a"] == pytest.approx((2.5 / mean) ** 0.5, abs=1e-4)
+    assert evened["0b"] == pytest.approx((0.5 / mean) ** 0.5, abs=1e-4)
+    assert evened["1a"] == evened["1b"] == 0.5  # they do harm: as far down as one step goes
+    nothing = [prices.Price("0a", "a", 0, 0.0, 0.0, 0.0)]
+    assert prices.evened({"0a": 1.0}, nothing) == {"0a": 1.0}
