@@ -17,6 +17,7 @@ from .errors import UsageError, UserError
 from .model.spikegpt import SpikeGPT
 from .tokenizer import ByteTokenizer, Tokenizer
 
+SHIPPED = Path(__file__).parent / "shipped"
 ENGINES = ("auto", "float", "event", "fixed")
 
 
@@ -45,7 +46,7 @@ def load(
     """
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
-    path = Path(__file__).parent / "shipped" if name is None else Path(name)
+    path = SHIPPED if name is None else Path(name)
     if name is None and not path.is_dir():
         raise UserError(
             f"this spikegpt came without its trained model; name a directory, or one of {', '.join(PRESETS)}"
@@ -90,3 +91,11 @@ def _load_teacher(directory: PathLike, student: ModelConfig, tokenizer: Tokenize
     if teacher.tokenizer is None or teacher.tokenizer.digest != tokenizer.digest:
         raise UsageError(f"the teacher {directory} cuts text into other tokens than the model; {mend}")
     return teacher
+
+
+def model_directory(name: PathLike) -> Path:
+    """The directory meant by `name`: a model's, a run's latest checkpoint, or "shipped"; UsageError for anything else."""
+    path = SHIPPED if str(name) == "shipped" and not Path(name).is_dir() else Path(name)
+    if not path.is_dir():
+        raise UsageError(f'no model {str(name)!r}: it is neither a directory nor "shipped"')
+    return resolve(path)

@@ -19,6 +19,7 @@ from .convert import convert
 from .demo import demo
 from .draw import draw
 from .evaluate import evaluate
+from .export import app as export_app
 from .generate import generate
 from .info import info
 from .pack import pack
@@ -52,6 +53,7 @@ app = typer.Typer(
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.command("evaluate", hidden=True)(evaluate)
+app.add_typer(export_app, name="export")
 
 
 @app.callback()
