@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,36 @@ def test_newer_format(saved):
 def test_damaged_config(saved, text, pattern):
     (saved / "config.json").write_text(text)
     fails(saved, pattern)
+
+
+HUGE = {
+    "layers": ({"n_layer": 10**9}, "n_layer=1000000000 is above 1024"),
+    "more layers than tensors": (
+        {"n_layer": 1000},
+        r"config.json has 1000 layers, but the weights are only \d+ tensors",
+    ),
+    "channels": ({"n_embd": 10**8}, "n_embd=100000000 is above 65536"),
+    "other channels": ({"n_embd": 1 << 16}, r"but config.json makes it \[65536"),
+    "tokens": ({"vocab_size": 10**12}, "vocab_size=1000000000000 is above"),
+    "hidden": ({"n_ffn": 10**9}, "n_ffn=1000000000 is above"),
+    "context": ({"context": 2**62}, "context=4611686018427387904 is above"),
+    "tau": ({"tau": float("nan")}, "not finite"),
+    "an integer beyond 64 bits": ({"n_embd": 10**30}, "does not fit 64 bits"),
+    "a field of a megabyte": ({"spikes": "x" * 10**5}, "spikes="),
+}
+
+
+@pytest.mark.parametrize(("fields", "pattern"), HUGE.values(), ids=HUGE)
+def test_sizes_in_a_config_are_not_believed(saved, fields, pattern):
+    edit(saved, **fields)
+    begun = time.monotonic()
+    fails(saved, pattern)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_nested_config_is_refused(saved):
+    (saved / "config.json").write_text('{"a":' * 10**5)
+    fails(saved, "nested deeper than 32 levels")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory as Linux counts it")

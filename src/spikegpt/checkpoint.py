@@ -64,14 +64,14 @@ def has_weights(directory: Path) -> bool:
     return (directory / WEIGHTS).exists() or (directory / INDEX).exists()
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files with the weights of a model directory: one, or those that its index names."""
-    index = directory / INDEX
-    if (directory / WEIGHTS).exists() or not index.exists():
-        return [directory / WEIGHTS]
+def weight_files(directory: Path, whole: str = WEIGHTS) -> list[Path]:
+    """The files with the weights of a model directory: the one called `whole`, or those that its index names."""
+    index = directory / f"{whole}.index.json"
+    if (directory / whole).exists() or not index.exists():
+        return [directory / whole]
     named = _read_json(index, limit=_INDEX_BYTES).get("weight_map")
     names = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
-    if not names or not all(name.endswith(".safetensors") and Path(name).name == name for name in names):
+    if not names or not all(name.endswith(Path(whole).suffix) and Path(name).name == name for name in names):
         raise UserError(f"{index} does not say which files beside it hold the weights; get it again")
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise UserError(f"{directory} lacks {len(missing)} of the {len(names)} files of its weights ({missing[0]})")

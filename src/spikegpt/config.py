@@ -56,6 +56,19 @@ def _positive(name: str, value: float) -> None:
         raise ConfigError(f"{name}={value!r} must be above zero{' and finite' if value > 0 else ''}")
 
 
+def _within(name: str, value: int, largest: int) -> None:
+    if value > largest:
+        raise ConfigError(f"{name}={value} is above {largest}, the largest that is supported")
+
+
+def _finite(config: Any) -> None:
+    """Refuse NaN and infinity in any number of a config."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{field.name}={value} must be finite")
+
+
 def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """`values`, which may come from a file or a command line, if each is a field of `cls` and of its type."""
     kinds = get_type_hints(cls)
@@ -66,7 +79,9 @@ def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{cls.__name__} has no field {key!r}{hint}")
         accepted = get_args(kinds[key]) if get_origin(kinds[key]) in (Union, UnionType) else (kinds[key],)
         if not any(_is_a(value, kind) for kind in accepted):
-            raise ConfigError(f"{key}={value!r} must be {' or '.join(_NAMES.get(kind, 'text') for kind in accepted)}")
+            raise ConfigError(
+                f"{key}={repr(value)[:60]} must be {' or '.join(_NAMES.get(kind, 'text') for kind in accepted)}"
+            )
     return values
 
 
@@ -120,6 +135,7 @@ class EventConfig:
     """Fraction of training after which it is reached, above 0."""
 
     def __post_init__(self) -> None:
+        _finite(self)
         if not 1 <= self.levels <= 15:
             raise ConfigError(f"levels={self.levels} must be 1 (ternary, binary) to 15 (4 bits)")
         if not 1 <= self.smallest <= self.levels:
@@ -146,6 +162,10 @@ class EventConfig:
     def has_membrane(self) -> bool:
         """Whether the neuron remembers anything from token to token."""
         return self.leak > 0 or self.learn_leak
+
+
+LARGEST = {"vocab_size": 1 << 24, "n_layer": 1 << 10, "n_embd": 1 << 16, "n_ffn": 1 << 20, "context": 1 << 30}
+"""Sizes above which a model's config is refused: far beyond any RWKV, so that a damaged file costs neither time nor memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +202,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_layer", "n_embd", "context", "tau", "threshold", "surrogate_alpha"):
             _positive(name, getattr(self, name))
+        for name, largest in LARGEST.items():
+            _within(name, getattr(self, name) or 0, largest)
+        _finite(self)
         _choice("spikes", self.spikes, Spikes)
         _choice("architecture", self.architecture, Architecture)
         if not 0 <= self.dropout < 1:
@@ -310,6 +333,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "lr", "eps", "log_every", "keep"):
             _positive(name, getattr(self, name))
+        _finite(self)
         _choice("optimizer", self.optimizer, Optimizer)
         _choice("schedule", self.schedule, Schedule)
         _choice("precision", self.precision, Precision)

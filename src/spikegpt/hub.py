@@ -6,14 +6,13 @@ Beside `config.json`, `model.safetensors` and `tokenizer.json` these let `transf
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import write_atomically
-from .tokenizer import load_tokenizer
+from .files import absolute, read_json, write_atomically, write_json
+from .tokenizer import Tokenizer, load_tokenizer
 
 CODE = "modeling_spikegpt.py"
 CARD = "README.md"
@@ -77,16 +76,23 @@ def add_files(directory: str | os.PathLike[str], name: str | None = None) -> Non
     directory = Path(directory)
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is not a model directory: {path.name} cannot be read ({error})") from None
-    eos_id = load_tokenizer(directory).eos_id
+    tokenizer = load_tokenizer(directory)
     config.setdefault("architectures", ["SpikeGPTForCausalLM"])
     config["auto_map"] = AUTO_MAP
     add_code(directory, config, name)
-    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "SpikeGPTTokenizer"})
-    _write_json(directory / "generation_config.json", {} if eos_id is None else {"eos_token_id": eos_id})
-    _write_json(path, config)
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "SpikeGPTTokenizer"})
+    write_json(directory / "generation_config.json", _generation(config, tokenizer))
+    write_json(path, config)
+
+
+def _generation(config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What transformers' `generate` must know: the token that ends a text, and rows of the model that are no tokens."""
+    ends = {} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id}
+    spare = list(range(tokenizer.vocab_size, config["vocab_size"]))
+    return ends | ({"suppress_tokens": spare} if spare else {})
 
 
 def add_code(directory: str | os.PathLike[str], config: dict[str, Any], name: str | None = None) -> None:
@@ -94,7 +100,7 @@ def add_code(directory: str | os.PathLike[str], config: dict[str, Any], name: st
     directory = Path(directory)
     _write(directory / CODE, _CODE)
     if not (directory / CARD).exists():
-        _write(directory / CARD, _card(name or directory.name, config))
+        _write(directory / CARD, _card(name or absolute(directory).name, config))
 
 
 def _card(name: str, config: dict[str, Any]) -> str:
@@ -108,10 +114,6 @@ def _card(name: str, config: dict[str, Any]) -> str:
         vocabulary=config["vocab_size"],
         neurons=_NEURONS[config["spikes"]],
     )
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    _write(path, json.dumps(values, indent=2) + "\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Weights in and out: published SpikeGPT and RWKV-4 `.pth` files and rwkv.cpp's, to a model directory and back.
+"""Weights in and out: published SpikeGPT and RWKV-4, rwkv.cpp's and transformers', to a model directory and back.
 
 Every file is mapped and copied tensor by tensor, which keeps memory small; nothing in it is executed.
 """
@@ -14,27 +14,31 @@ import torch
 from .. import hub
 from ..checkpoint import (
     CONFIG,
+    TOKENIZER,
     WEIGHTS,
+    check_layers,
     check_replaceable,
     describe,
     load_model,
     read_config,
     resolve,
     save_model,
+    weight_files,
 )
 from ..config import ModelConfig
-from ..convert import published, rwkvcpp
+from ..convert import huggingface, published, rwkvcpp
 from ..engine.packed import is_packed
 from ..errors import UsageError, UserError
 from ..files import absolute, write_atomically, write_directory, write_json
 from ..tokenizer import ByteTokenizer, Tokenizer, load_reference_vocabulary, load_tokenizer
-from .names import check, config_of, renamed
-from .stored import read_safetensors, write_safetensors
+from .names import check, config_of, renamed, unwrapped
+from .stored import Stored, read_safetensors, write_safetensors
 
 __all__ = ["KINDS", "Conversion", "convert"]
 
 KINDS = {"spikegpt": "SpikeGPT", "rwkv4": "RWKV-4"}
 """Who may have trained weights of these names and shapes."""
+_SPARE = 64  # rows beyond the tokenizer's tokens that any vocabulary may have; large ones a sixteenth of their size
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -72,13 +76,16 @@ def convert(
 ) -> Conversion:
     """Convert weights from one form to another; the forms are read off `source` and the name of `destination`.
 
-    A `.pth` (SpikeGPT's or RWKV-4's state dict) or an rwkv.cpp file becomes a model directory; a model directory
-    becomes a `.pth` that the reference loads or, of an RWKV-4, an rwkv.cpp file (`.bin`) or, with `dtype`, another one.
+    A state dict of a SpikeGPT or RWKV-4 in PyTorch's format (`.pth`, `pytorch_model.bin`) or in safetensors, an rwkv.cpp
+    file, or a directory of transformers' RWKV-4 becomes a model directory; a model directory becomes a `.pth` that the
+    reference loads or, if it is an RWKV-4, an rwkv.cpp file (`.bin`) or, with `dtype`, another model directory.
 
     Args:
-        tokenizer: "bytes", a `tokenizer.json`, or a character vocabulary in UTF-16 JSON; None: bytes for 256 tokens.
+        tokenizer: "bytes", a `tokenizer.json`, or a character vocabulary in UTF-16 JSON; None: the one in the source
+            directory, else bytes for 256 tokens. Weights may have a few more rows than it has tokens, where their number
+            was rounded up to a multiple of 8 or more; generation never chooses those rows.
         kind: which of the two trained the weights, for both have the same names and shapes; None: RWKV-4 in rwkv.cpp's
-            format or by the name "RWKV-4...", else SpikeGPT.
+            and transformers' formats or by the name "RWKV-4...", else SpikeGPT.
         spike_embedding: whether the embedding is made binary; None: in a SpikeGPT.
         dtype: float32, float16 or bfloat16: what the weights of the model directory written are rounded to.
         force: replace a destination that exists.
@@ -88,7 +95,7 @@ def convert(
         raise UsageError(f"there is no {source}")
     if destination.exists() and source.samefile(destination):
         raise UsageError(f"{source} cannot be converted onto itself; choose another destination")
-    if source.is_dir():
+    if source.is_dir() and not huggingface.is_one(source):
         if (tokenizer, kind, spike_embedding) != (None, None, None):
             raise UsageError(f"{source} says itself what its weights are; leave the options about that away")
         return _export(source, destination, dtype, force)
@@ -105,18 +112,20 @@ def _import(
     if destination.suffix in (published.SUFFIX, rwkvcpp.SUFFIX):
         raise UsageError(f"{source} becomes a model directory first; convert that to {destination.name}")
     check_replaceable(destination, force)
-    foreign = rwkvcpp if rwkvcpp.is_one(source) else published
-    stored = foreign.read(source)
-    assumed = None
-    if kind is None and foreign is rwkvcpp:
-        kind = "rwkv4"
-    elif kind is None:
+    stored, by_form = _read(source)
+    assumed = []
+    kind = kind or by_form
+    if kind is None:
         kind, other = ("rwkv4", "spikegpt") if source.name.lower().startswith("rwkv-4") else ("spikegpt", "rwkv4")
-        assumed = f"taken for weights of {KINDS[kind]}; if they are {KINDS[other]}'s, say --kind {other}"
+        assumed.append(f"taken for weights of {KINDS[kind]}; if they are {KINDS[other]}'s, say --kind {other}")
     config = config_of(
         source, stored, spikes="after" if kind == "spikegpt" else "none", spike_embedding=spike_embedding
     )
+    if tokenizer is None and (source / TOKENIZER).is_file():
+        tokenizer = str(source / TOKENIZER)
     chosen = _tokenizer(tokenizer, config.vocab_size)
+    if spare := config.vocab_size - chosen.vocab_size:
+        assumed.append(f"the last {spare} of {config.vocab_size} rows are taken for padding and stand for no token")
 
     def fill(inside: Path) -> None:
         chosen.save(inside)
@@ -125,7 +134,19 @@ def _import(
         hub.add_files(inside, absolute(destination).name)
 
     write_directory(destination, fill)
-    return Conversion(destination, config, assumed)
+    return Conversion(destination, config, "; ".join(assumed) or None)
+
+
+def _read(source: Path) -> tuple[dict[str, Stored], str | None]:
+    """Foreign weights under the published names, and who trained them where their form says so."""
+    if source.is_dir():
+        stored = huggingface.read(source)
+    elif rwkvcpp.is_one(source):
+        return rwkvcpp.read(source), "rwkv4"
+    else:
+        stored = read_safetensors(source) if source.suffix == ".safetensors" else published.read(source)
+    stored = unwrapped(source, stored)
+    return (huggingface.renamed(stored), "rwkv4") if huggingface.has_its_names(stored) else (stored, None)
 
 
 def _export(source: Path, destination: Path, dtype: str | None, force: bool) -> Conversion:
@@ -144,8 +165,11 @@ def _export(source: Path, destination: Path, dtype: str | None, force: bool) -> 
         )
     foreign = published if destination.suffix == published.SUFFIX else rwkvcpp
     foreign.check(source, config)
-    stored = read_safetensors(source / WEIGHTS)
-    check(source / WEIGHTS, stored, config)
+    stored: dict[str, Stored] = {}
+    for path in weight_files(source):
+        stored |= read_safetensors(path)
+    check_layers(config, stored, source)
+    check(source, stored, config)
     if destination.exists() and not force:
         raise UsageError(f"{destination} already exists; choose another name or replace it with --force")
     write_atomically(destination, lambda path: foreign.write(path, config, stored))
@@ -153,16 +177,20 @@ def _export(source: Path, destination: Path, dtype: str | None, force: bool) -> 
 
 
 def _tokenizer(name: str | None, vocab_size: int) -> Tokenizer:
-    """The tokenizer called `name`, which must have `vocab_size` tokens."""
+    """The tokenizer called `name`, which must have `vocab_size` tokens, or as many before they were rounded up."""
     if name is None and vocab_size != ByteTokenizer.vocab_size:
         raise UsageError(
             f"the weights have {vocab_size} tokens: say which with --tokenizer "
             + ("20B_tokenizer.json" if vocab_size == 50277 else "FILE (a tokenizer.json, or characters in UTF-16 JSON)")
         )
     tokenizer = ByteTokenizer() if name in (None, "bytes") else _read_tokenizer(Path(name))
-    if tokenizer.vocab_size != vocab_size:
+    spare = vocab_size - tokenizer.vocab_size
+    if spare and not (vocab_size % 8 == 0 and 0 < spare <= max(_SPARE, vocab_size // 16)):
         raise UserError(
-            f"the tokenizer {name or 'bytes'} has {tokenizer.vocab_size} tokens, the weights {vocab_size}: "
+            f"the tokenizer {name or 'bytes'} has {tokenizer.vocab_size} tokens, the weights {vocab_size}, too many to be "
+            "that number rounded up: they do not belong together; name another with --tokenizer"
+            if spare > 0
+            else f"the tokenizer {name or 'bytes'} has {tokenizer.vocab_size} tokens, the weights {vocab_size}: "
             "they do not belong together; name another with --tokenizer"
         )
     return tokenizer

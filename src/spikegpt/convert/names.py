@@ -8,13 +8,26 @@ from pathlib import Path
 
 import torch
 
-from ..config import ModelConfig, Spikes
+from ..config import ConfigError, ModelConfig, Spikes
 from ..errors import UserError
 from ..model.spikegpt import SpikeGPT
 from .stored import DTYPES, Stored
 
 _LATER = (".ln_x.", ".time_faaaa", ".time_maa_", ".time_mix_g", ".x_r")
 """In names of RWKV-5, 6 and 7."""
+
+
+_WRAPPERS = {"module", "model", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What training frameworks put into the names of a model that they wrap: DDP, Lightning, torch.compile, DeepSpeed, FSDP."""
+
+
+def unwrapped(path: Path, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors under their names in the model itself, whatever it was wrapped in when they were saved."""
+    names = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in stored}
+    if len(set(names.values())) < len(names):
+        twice = next(name for name in names if list(names.values()).count(names[name]) > 1)
+        raise UserError(f"{path} has {names[twice]} more than once, one of them as {twice}; save one model's weights")
+    return {names[name]: tensor for name, tensor in stored.items()}
 
 
 def config_of(path: Path, stored: Mapping[str, Stored], *, spikes: Spikes, spike_embedding: bool | None) -> ModelConfig:
@@ -24,18 +37,24 @@ def config_of(path: Path, stored: Mapping[str, Stored], *, spikes: Spikes, spike
     if "emb.weight" not in stored or len(stored["emb.weight"].shape) != 2:
         raise UserError(f"{path} does not hold the weights of a SpikeGPT or RWKV-4: it has no matrix emb.weight")
     vocab_size, channels = stored["emb.weight"].shape
-    blocks = {int(name.split(".")[1]) for name in stored if name.startswith("blocks.") and name.split(".")[1].isdigit()}
+    numbers = {name.split(".")[1] for name in stored if name.startswith("blocks.")}
+    blocks = {int(number) for number in numbers if number.isascii() and number.isdecimal() and len(number) < 10}
+    if (layers := max(blocks, default=0) + 1) > len(stored):
+        raise UserError(f"{path} has a block {layers - 1}, but only {len(stored)} tensors: it lacks blocks in between")
     key = stored.get("blocks.0.ffn.key.weight")
-    hidden = key.shape[0] if key else 4 * channels
-    config = ModelConfig(
-        vocab_size=vocab_size,
-        n_embd=channels,
-        n_ffn=None if hidden == 4 * channels else hidden,
-        n_layer=max(blocks, default=0) + 1,
-        architecture="RWKV-ffnPre" if any(name.startswith("blocks.0.ffnPre.") for name in stored) else "RWKV",
-        spikes=spikes,
-        spike_embedding=spike_embedding,
-    )
+    hidden = key.shape[0] if key and key.shape else 4 * channels
+    try:
+        config = ModelConfig(
+            vocab_size=vocab_size,
+            n_embd=channels,
+            n_ffn=None if hidden == 4 * channels else hidden,
+            n_layer=layers,
+            architecture="RWKV-ffnPre" if any(name.startswith("blocks.0.ffnPre.") for name in stored) else "RWKV",
+            spikes=spikes,
+            spike_embedding=spike_embedding,
+        )
+    except ConfigError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
     check(path, stored, config)
     return config
 
@@ -71,5 +90,5 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _listed(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
+    shown = ", ".join(name[:80] for name in list(names)[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} ({shown})"

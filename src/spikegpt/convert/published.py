@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..errors import UsageError, UserError
 from .stored import Stored
 
 SUFFIX = ".pth"
+_DEEPEST_TUPLE = 16  # in a state dict they nest 4 deep
 
 
 def read(path: Path) -> dict[str, Stored]:
@@ -25,13 +27,80 @@ def read(path: Path) -> dict[str, Stored]:
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds no state dict but {type(content).__name__}; save model.state_dict() alone")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(name, str):
+            raise UserError(f"{path}: {name!r} is no name of a tensor; save model.state_dict() alone")
+        if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is {type(value).__name__}, not a tensor; save model.state_dict() alone")
+        _check_data(path, name, value)
     return {name: Stored(t.dtype, tuple(t.shape), lambda t=t: t.detach()) for name, t in content.items()}
+
+
+def _check_structure(path: Path) -> None:
+    """ValueError where reading the file would take far more time or memory than it has bytes."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(4):  # magic number, version, system, and the state dict
+                if file.peek(1):
+                    _check_pickle(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed")
+        for entry in archive.infolist():
+            if entry.filename.endswith("/data.pkl"):
+                with archive.open(entry) as file:
+                    _check_pickle(file)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Follow how deep tuples of a pickle nest: hashing one that holds the next twice takes time exponential in that."""
+    stack: list[int | None] = []  # depth of each value; None is a mark
+    memo: dict[Any, int] = {}
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name == "MARK":
+            stack.append(None)
+        elif operation.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else argument] = stack[-1] or 0
+        elif operation.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif operation.name == "DUP":
+            stack.append(stack[-1])
+        else:
+            depth = _popped(stack, operation) + operation.name.startswith("TUPLE")
+            if depth > _DEEPEST_TUPLE:
+                raise ValueError(f"its tuples are nested deeper than {_DEEPEST_TUPLE}")
+            stack += [depth] * len(operation.stack_after)
+
+
+def _popped(stack: list[int | None], operation: pickletools.OpcodeInfo) -> int:
+    """Take what an operation takes from the stack, and return the depth of the deepest value."""
+    values = [0]
+    for wanted in reversed(operation.stack_before):
+        if wanted is pickletools.stackslice:
+            while (value := stack.pop()) is not None:
+                values.append(value)
+        elif wanted is not pickletools.markobject:
+            values.append(stack.pop() or 0)
+    return max(values)
+
+
+def _check_data(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse tensors without numbers of their own in the file, one for each element."""
+    layout = str(tensor.layout).removeprefix("torch.")
+    if layout != "strided" or tensor.is_nested or tensor.is_quantized:
+        form = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else layout
+        raise UserError(f"{path}: {name} is a {form} tensor; save weights as plain (dense) tensors")
+    if tensor.device.type != "cpu":
+        raise UserError(
+            f"{path}: {name} has a shape but no data (device {tensor.device}); save a model with its weights"
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise UserError(f"{path}: {name} of {list(tensor.shape)} is larger than its data; save its contiguous() copy")
 
 
 def _load(path: Path) -> Any:
     try:
+        _check_structure(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they tell of is in the errors below
             # PyTorch's format before 1.6 is no zip file and cannot be mapped.

@@ -150,7 +150,10 @@ class EventModel:
         if len(ids) == 0:
             raise UsageError("a text needs at least one token")
         rows = self._rows(state, 1)
-        sampler = native_sampler(sampling or Sampling(), self.config.vocab_size)
+        tokens = self.config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
+        sampler = native_sampler(
+            (sampling or Sampling()).within(tokens, self.config.vocab_size), self.config.vocab_size
+        )
         if counts:
             sampler.restore(as_ids(list(counts)), as_ids(list(counts.values())))
         native = _engine.Sequence(

@@ -205,7 +205,8 @@ class _LogitsWriter:
         self._model, self._texts, self._device = model, texts, model.device
         self._rows = list(range(len(texts)))
         self._state = states[0] if len(texts) == 1 else State.stack(states)
-        self._samplers = [Sampler(each, model.config.vocab_size) for each in settings]
+        tokens, rows = tokenizer_of(model).vocab_size, model.config.vocab_size
+        self._samplers = [Sampler(each.within(tokens, rows), rows) for each in settings]
         for sampler, text in zip(self._samplers, texts, strict=True):
             sampler.restore(text.counts)
 

@@ -6,6 +6,7 @@ same text whether this or the engine chooses, but for rounding at the edge of a 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import secrets
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ NOT_FINITE = -2
 """What it gives where the model's logits are not finite."""
 
 _64 = (1 << 64) - 1
+_NEVER = -1e30  # added to a logit, leaves its token without probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,13 @@ class Sampling:
         for token, bias in self.logit_bias.items():
             if token < 0 or not math.isfinite(bias):
                 raise UsageError(f"logit_bias: {token}: {bias!r} must be a token of the vocabulary and a finite number")
+
+    def within(self, tokens: int, rows: int) -> Sampling:
+        """The same for a model of `rows` logits of which only the first `tokens` stand for a token: others never win."""
+        if tokens >= rows:
+            return self
+        never = dict.fromkeys(range(tokens, rows), _NEVER)
+        return dataclasses.replace(self, logit_bias={**self.logit_bias, **never})
 
     def random_seed(self) -> int:
         """The seed as a number in [0, 2^64), a new one where none is set."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import UserError
-from ..model.protocol import LanguageModel
+from ..model.protocol import LanguageModel, tokenizer_of
 from ..model.state import State
 
 PathLike = str | os.PathLike[str]
@@ -64,7 +64,7 @@ def load_session(path: PathLike, model: LanguageModel) -> Session:
     state = state.to(model.device)
     with safe_open(path, "pt") as file:
         written = (file.metadata() or {}).get(_KEY)
-    return Session(state) if written is None else _parse(path, written, state, model.config.vocab_size)
+    return Session(state) if written is None else _parse(path, written, state, tokenizer_of(model).vocab_size)
 
 
 def _parse(path: PathLike, written: str, state: State, vocab_size: int) -> Session:
