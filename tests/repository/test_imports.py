@@ -19,7 +19,7 @@ ORDER = (
     {"evaluation"},
     {"generation", "profiling"},
     {"engine", "hf"},
-    {"loading", "convert"},
+    {"loading", "convert", "export"},
     {"training", "lm_eval_adapter"},
     {"cli"},
     {"__main__"},
