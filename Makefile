@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # The constraints pin torch: a later step that resolved it anew could pull gigabytes of CUDA packages.
 PIP := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spikegpt demo
@@ -18,6 +18,11 @@ bench: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+# The pages of docs/ and the API reference into build/site; fails on a broken link or a name without its docstring.
+docs: $(VENV)/.installed-docs
+	$(BIN)/ruff check -q --select D1 src
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 SOURCES := pyproject.toml README.md CMakeLists.txt $(shell find src -type f -not -name '*.so' -not -name '*.pyc')
 
@@ -41,6 +46,10 @@ PEERS := ziglang unicorn 'spikegpt[hf]' 'spikegpt[lm-eval]' triton rwkv loguru '
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) 'spikegpt[test,lint]'
 	@for peer in $(PEERS); do $(PIP) $$peer || echo "$$peer: not installed, its tests will skip"; done
+	touch $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.torch
+	$(PIP) ruff 'mkdocs>=1.6,<2' 'mkdocstrings[python]>=0.29'
 	touch $@
 
 clean:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from places import SHARED
+from places import DATA, SHARED
 from torch import Tensor
 
 from spikegpt import ops
@@ -19,7 +20,6 @@ from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.model.state import State
 from spikegpt.training.loss import loss_fn
 
-GOLDEN = SHARED / "golden"
 MODELS = {
     "official-rwkv-3x64": ModelConfig(n_layer=3, n_embd=64, vocab_size=256, dropout=0),
     "official-ffnpre-7x64": ModelConfig(n_layer=7, n_embd=64, vocab_size=77, architecture="RWKV-ffnPre", dropout=0),
@@ -28,13 +28,20 @@ HANDFUL = 4
 """Spikes of a whole file that may differ, where the first of them lies within rounding of the threshold."""
 ROUNDING = 1e-5
 
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs ../shared/golden, what the reference computes")
+
+def golden_folder(name: str) -> Path:
+    """Where the reference's results are; the test skips where they are not."""
+    for folder in (DATA / "golden", SHARED / "golden"):
+        if (folder / f"{name}.npz").is_file():
+            return folder
+    pytest.skip(f"needs {name}, which is not part of the repository")
 
 
 @pytest.fixture(params=MODELS)
 def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
-    with np.load(GOLDEN / f"{request.param}.npz") as arrays:
-        weights = torch.load(GOLDEN / f"{request.param}.pth", weights_only=True)
+    folder = golden_folder(request.param)
+    with np.load(folder / f"{request.param}.npz") as arrays:
+        weights = torch.load(folder / f"{request.param}.pth", weights_only=True)
         return {"config": MODELS[request.param], "weights": weights, **arrays}
 
 
