@@ -1,7 +1,7 @@
 """The frontier: continuous and event-driven models of several sizes on the same text, by what they read for a token.
 
 python experiments/frontier.py RUN [RUN ...] --text FOLDER [--seed 0]    train (or resume), measure, log
-python experiments/frontier.py --speed --runs FOLDER                     time the engines of all finished runs, in turns
+python experiments/frontier.py --speed --text FOLDER                     time the engines, in turns
 python experiments/frontier.py --table                                   the log as Markdown
 python experiments/frontier.py --plot docs/images/frontier.png           bits per byte over bytes read
 
@@ -29,6 +29,8 @@ SPEEDS = Path(__file__).with_name("frontier_speed.json")
 BUDGETS = {"small": 2310, "large": 9240}
 """Optimiser steps. Both budgets share the steps before the small one's learning rate falls."""
 TRUNK = 1617
+WIDTHS = (32, 48, 64, 96, 128, 192, 256)
+"""Of the continuous models whose engine is timed."""
 TEACHER = "dense-256-small"
 DEPTH, VOCABULARY, CONTEXT = 6, 4096, 256
 TRAIN: dict[str, Any] = {
@@ -196,29 +198,40 @@ def operations(run: Run) -> float:
     return float(run.tokens * (6 * matrices(run.width) + teacher))
 
 
-def speeds(runs: Path, tokens: int = 600) -> dict[str, float]:
-    """Tokens per second of each finished run's engine on one thread, decoding held-out-like tokens one by one.
+def speeds(text: Path, runs: Path, tokens: int = 1000) -> dict[str, float]:
+    """Tokens per second of the engine on one thread, reading held-out text token by token: event-driven models that are
+    finished, the shipped one, and continuous ones of every width of `WIDTHS` as engines that read every weight.
 
-    Continuous models are timed as the same engine with every weight read. Engines take turns, so that their ratios hold
-    on a busy machine; a median over steps.
+    Engines take turns, so that their ratios hold on a busy machine; the median over steps. What a dense engine takes does
+    not depend on its weights, so those are untrained.
     """
     import numpy as np
 
-    from spikegpt.checkpoint import load_model
+    import spikegpt
+    from spikegpt.config import ModelConfig
     from spikegpt.engine import EventModel
+    from spikegpt.loading import load
+    from spikegpt.model.spikegpt import SpikeGPT
 
-    streams, times = {}, {}
+    document = (text / "valid.txt").read_text()[: 20 * tokens]
+    engines = {"shipped": EventModel.load(Path(spikegpt.__file__).with_name("shipped"), threads=1)}
     for row in rows():
-        model, packed = rounded(load_model(Run.named(row["run"]).folder(runs, row["seed"])))
-        engine = EventModel(packed, model.tokenizer, threads=1)
-        reader = engine.dense() if row["activity"] == 1 else engine
-        streams[f"{row['run']}-{row['seed']}"] = reader.stream()
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, tokens)
-    for token in ids.tolist():
+        if row["activity"] < 1:
+            folder = Run.named(row["run"]).folder(runs, row["seed"])
+            engines[f"{row['run']}-{row['seed']}"] = EventModel.of(load(folder, engine="float"), threads=1)
+    for width in WIDTHS:
+        shape = ModelConfig(n_layer=DEPTH, n_embd=width, vocab_size=VOCABULARY, spikes="before")
+        engines[f"dense-{width}"] = EventModel.of(SpikeGPT(shape), threads=1).dense()
+    streams = {name: engine.stream() for name, engine in engines.items()}
+    ids = {name: engine.tokenizer.encode(document)[:tokens] for name, engine in engines.items() if engine.tokenizer}
+    dense_ids = np.random.default_rng(0).integers(0, VOCABULARY, tokens)
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for step in range(min(map(len, [*ids.values(), dense_ids]))):
         for name, stream in streams.items():
+            token = int(ids.get(name, dense_ids)[step])
             began = time.perf_counter()
             stream.step(token)
-            times.setdefault(name, []).append(time.perf_counter() - began)
+            times[name].append(time.perf_counter() - began)
     return {name: round(1 / float(np.median(each))) for name, each in times.items()}
 
 
@@ -240,8 +253,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     wanted = [Run.named(name) for name in arguments.names]
-    if wanted and arguments.text is None:
-        parser.error("--text FOLDER is needed to train")
+    if (wanted or arguments.speed) and arguments.text is None:
+        parser.error("--text FOLDER is needed to train and to time")
     if wanted or arguments.speed:
         import torch
 
@@ -253,7 +266,7 @@ def main() -> None:
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     if arguments.speed:
-        SPEEDS.write_text(json.dumps(speeds(arguments.runs), indent=1) + "\n")
+        SPEEDS.write_text(json.dumps(speeds(arguments.text, arguments.runs), indent=1) + "\n")
     known = json.loads(SPEEDS.read_text()) if SPEEDS.exists() else {}
     if arguments.table:
         print(table(rows(), known))

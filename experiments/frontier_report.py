@@ -61,6 +61,11 @@ def predict(width: float, solution: np.ndarray, covariance: np.ndarray) -> tuple
     return math.exp(middle), math.exp(middle - error), math.exp(middle + error)
 
 
+def _engine_of(row: Row) -> str:
+    """Its name among the speeds: continuous models of a width run alike whatever they learnt."""
+    return f"dense-{row['width']}" if row["activity"] == 1 else f"{row['run']}-{row['seed']}"
+
+
 def table(rows: Sequence[Row], speeds: dict[str, float]) -> str:
     """The log as a Markdown table, by budget and teacher, the best last."""
     lines = [
@@ -75,7 +80,7 @@ def table(rows: Sequence[Row], speeds: dict[str, float]) -> str:
             f"`{row['run']}`", f"{row['tokens'] / 1e6:.2f}M", str(row["seed"]), f"{row['activity']:.1%}",
             f"{row['bytes_read'] / 1e3:.0f}", f"{row['bits_per_byte']:.4f}", f"{twin:.1%}" if twin else "",
             f"{more:.2f}x" if more else "", f"{row['operations'] / 1e15:.2f}",
-            f"{speeds[key]:,}" if (key := f"{row['run']}-{row['seed']}") in speeds else "",
+            f"{speeds[key]:,}" if (key := _engine_of(row)) in speeds else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -22,7 +22,14 @@ TEXT = "One for sorrow, two for joy, three for a girl and four for a boy.\n"
 def frontier(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     module = importlib.import_module("frontier")
-    small = {"BUDGETS": {"small": 20, "large": 40}, "TRUNK": 14, "DEPTH": 1, "VOCABULARY": 270, "CONTEXT": 16}
+    small = {
+        "WIDTHS": (8, 16),
+        "BUDGETS": {"small": 20, "large": 40},
+        "TRUNK": 14,
+        "DEPTH": 1,
+        "VOCABULARY": 270,
+        "CONTEXT": 16,
+    }
     for name, value in {**small, "TEACHER": "dense-16-small"}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "frontier.jsonl")
@@ -86,8 +93,11 @@ def test_runs_share_tokens_teacher_and_trunk(frontier, monkeypatch, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(names) and (tmp_path / "frontier.png").stat().st_size > 1000
     if engine_run.MISSING is None:
-        speeds = frontier.speeds(tmp_path / "runs", tokens=5)
-        assert set(speeds) == {f"{name}-0" for name in names} and min(speeds.values()) > 0
+        timed = {"dense-8", "dense-16", "alone-16-30-small-0", "event-16-30-small-0"}
+        call(frontier, monkeypatch, "--speed", "--table", *where)
+        assert set(json.loads(frontier.SPEEDS.read_text())) == {"shipped", *timed}
+        for line in capsys.readouterr().out.splitlines()[2:]:
+            assert int(line.split("|")[-2].replace(",", "")) > 0
 
 
 def test_a_continuous_model_is_rounded_as_an_event_driven_one(frontier):
