@@ -151,10 +151,9 @@ class EventModel:
             raise UsageError("a text needs at least one token")
         rows = self._rows(state, 1)
         tokens = self.config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
-        sampler = native_sampler(
-            (sampling or Sampling()).within(tokens, self.config.vocab_size), self.config.vocab_size
-        )
-        if counts:
+        settings = (sampling or Sampling()).within(tokens, self.config.vocab_size)
+        sampler = native_sampler(settings, self.config.vocab_size)
+        if counts and settings.remembers:
             sampler.restore(as_ids(list(counts)), as_ids(list(counts.values())))
         native = _engine.Sequence(
             rows[0].numpy(), as_ids(ids), sampler, -1 if logprobs is None else logprobs, echo, chooses, spikes,

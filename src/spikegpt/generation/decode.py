@@ -57,7 +57,7 @@ def generate(
     session = Session(model.init_state(1)) if state is None else load_session(state, model)
     continues = save_state is not None
     text = Text(tokenizer, max_tokens, stop, session=session, continues=continues)
-    return Generation(model, text, settings, _prompt_ids(tokenizer, prompt), session.state, save_state)
+    return Generation(model, text, settings, prompt_ids(tokenizer, prompt), session.state, save_state)
 
 
 def generate_batch(
@@ -98,7 +98,7 @@ def complete(
     with evaluating(model):
         # Each prompt is read by itself: no padding, so nothing depends on how long its neighbours are.
         states = [
-            read_prompt(model, text, _prompt_ids(tokenizer, prompt), model.init_state(1))
+            read_prompt(model, text, prompt_ids(tokenizer, prompt), model.init_state(1))
             for text, prompt in zip(texts, prompts, strict=True)
         ]
         if texts:
@@ -275,7 +275,7 @@ def prefill(model: LanguageModel, ids: Sequence[int], state: State) -> State:
     return state
 
 
-def _prompt_ids(tokenizer: Tokenizer, prompt: str | Iterable[str]) -> Iterator[list[int]]:
+def prompt_ids(tokenizer: Tokenizer, prompt: str | Iterable[str]) -> Iterator[list[int]]:
     """The ids of a prompt in parts of at most `PIECE` characters, none of them empty."""
     for piece in pieces(prompt, PIECE):
         if ids := tokenizer.encode(piece).tolist():

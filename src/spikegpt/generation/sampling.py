@@ -73,6 +73,11 @@ class Sampling:
         never = dict.fromkeys(range(tokens, rows), _NEVER)
         return dataclasses.replace(self, logit_bias={**self.logit_bias, **never})
 
+    @property
+    def remembers(self) -> bool:
+        """Whether choices depend on the tokens of the text so far."""
+        return self.repetition_penalty != 1 or bool(self.presence_penalty) or bool(self.frequency_penalty)
+
     def random_seed(self) -> int:
         """The seed as a number in [0, 2^64), a new one where none is set."""
         return secrets.randbits(64) if self.seed is None else self.seed & _64

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -37,13 +38,12 @@ class Session:
 
 def save_session(path: PathLike, session: Session) -> None:
     """Write a session atomically: the state's tensors as safetensors, the rest as JSON in the file's metadata."""
-    values = {
-        "pending": session.pending,
-        "counts": list(session.counts.items()),
-        "undecoded": session.undecoded.hex(),
-        "held": session.held,
-    }
-    session.state.save(path, {_KEY: json.dumps(values)})
+    session.state.save(path, _metadata(session))
+
+
+def session_to_bytes(session: Session) -> bytes:
+    """The contents of such a file."""
+    return session.state.to_bytes(_metadata(session))
 
 
 def load_session(path: PathLike, model: LanguageModel) -> Session:
@@ -52,22 +52,40 @@ def load_session(path: PathLike, model: LanguageModel) -> Session:
     Raises UserError if the file is not a session or not one of this model: names, shapes and dtypes of the state, and
     every value beside it, are checked.
     """
-    from safetensors import safe_open
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no saved state {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} is not a saved state: {error}") from None
+    return session_from_bytes(data, model, str(path))
 
-    state = State.load(path)
+
+def session_from_bytes(data: bytes, model: LanguageModel, name: str) -> Session:
+    """The session in a file's contents, checked as by `load_session`; errors call it `name`."""
+    state, metadata = State.from_bytes(data, name)
     expected = model.init_state(1).named()
     named = state.named()
     if {name: (t.shape, t.dtype) for name, t in named.items()} != {n: (t.shape, t.dtype) for n, t in expected.items()}:
-        raise UserError(f"{path} is not the state of one text of this model; load the model that wrote it")
+        raise UserError(f"{name} is not the state of one text of this model; load the model that wrote it")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in named.values()):
-        raise UserError(f"{path} holds a state that is not finite (NaN or infinity); begin the text again")
+        raise UserError(f"{name} holds a state that is not finite (NaN or infinity); begin the text again")
     state = state.to(model.device)
-    with safe_open(path, "pt") as file:
-        written = (file.metadata() or {}).get(_KEY)
-    return Session(state) if written is None else _parse(path, written, state, tokenizer_of(model).vocab_size)
+    written = metadata.get(_KEY)
+    return Session(state) if written is None else _parse(name, written, state, tokenizer_of(model).vocab_size)
 
 
-def _parse(path: PathLike, written: str, state: State, vocab_size: int) -> Session:
+def _metadata(session: Session) -> dict[str, str]:
+    values = {
+        "pending": session.pending,
+        "counts": list(session.counts.items()),
+        "undecoded": session.undecoded.hex(),
+        "held": session.held,
+    }
+    return {_KEY: json.dumps(values)}
+
+
+def _parse(path: str, written: str, state: State, vocab_size: int) -> Session:
     try:
         values = json.loads(written)
         pending, held = values["pending"], values["held"]

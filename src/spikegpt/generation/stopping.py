@@ -19,17 +19,18 @@ class StopFilter:
             raise UsageError("a stop string must not be empty")
         self.held = ""
         """Text that may be the beginning of a stop string."""
-        self.stopped = False
+        self.matched: str | None = None
+        """The stop string that was found."""
 
     def push(self, text: str) -> str:
         """What is certain after more text; nothing once a stop string was found."""
-        if self.stopped:
+        if self.matched is not None:
             return ""
         self.held += text
-        found = [at for stop in self._stop if (at := self.held.find(stop)) >= 0]
+        found = [(at, -len(stop), stop) for stop in self._stop if (at := self.held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            return self._release(min(found))
+            at, _, self.matched = min(found)
+            return self._release(at)
         return self._release(len(self.held) - self._beginning())
 
     def flush(self) -> str:

@@ -16,6 +16,7 @@ class Text:
 
     continues: the text will be saved as a session, so that what is incomplete when the token limit is reached (half a
     character, the beginning of a stop string) is kept for the next part instead of being shown as it is.
+    ignore_end: the end-of-text token is a token like others.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Text:
         *,
         session: Session | None = None,
         continues: bool = False,
+        ignore_end: bool = False,
     ) -> None:
         if max_tokens < 0:
             raise UsageError(f"max_tokens={max_tokens} must not be negative")
@@ -41,7 +43,7 @@ class Text:
         """Why it ended: length, stop (a stop string) or end (the end-of-text token); None while it continues."""
         self.counts: dict[int, int] = {}
         """How often each token of the text was chosen: 0 for one that was only read."""
-        self._left, self._end, self._continues = max_tokens, tokenizer.eos_id, continues
+        self._left, self._end, self._continues = max_tokens, None if ignore_end else tokenizer.eos_id, continues
         self._decoder, self._filter, self._opening = StreamDecoder(tokenizer), StopFilter(stop), ""
         if session is not None:
             self._resume(session)
@@ -78,7 +80,7 @@ class Text:
         else:
             piece = self._filter.push(self._decoder.push(chosen))
             self.reason = None if self._left else "length"
-        if self._filter.stopped:
+        if self._filter.matched is not None:
             self.reason = "stop"
         return self._show(piece) + (self.finish() if self.reason else "")
 
@@ -87,14 +89,19 @@ class Text:
         if self._continues and self.reason == "length":
             return ""
         piece = self._filter.push(self._decoder.flush())
-        return self._show(piece if self._filter.stopped else piece + self._filter.flush())
+        return self._show(piece if self.stop is not None else piece + self._filter.flush())
 
     def _show(self, piece: str) -> str:
         piece, self._opening = self._opening + piece, ""
         self.written += piece
         return piece
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it."""
+        return self._filter.matched
+
     def session(self, state: State) -> Session:
         """Where the text is left, `state` having read all of it but the pending token."""
-        held = "" if self._filter.stopped else self._filter.held
+        held = "" if self.stop is not None else self._filter.held
         return Session(state, self.pending, dict(self.counts), self._decoder.pending, self._opening + held)

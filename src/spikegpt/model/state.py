@@ -5,6 +5,7 @@ B batch, C channels. A state is a value: the model takes one and returns the nex
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,26 +88,41 @@ class State(NamedTuple):
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write the state to a safetensors file, atomically, with `metadata` in its header."""
+        data = self.to_bytes(metadata)
+        write_atomically(Path(path), lambda staged: staged.write_bytes(data))
+
+    def to_bytes(self, metadata: Mapping[str, str] | None = None) -> bytes:
+        """The contents of such a file."""
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.named().items()}
-        data = save(tensors, dict(metadata or {}))
-        write_atomically(Path(path), lambda staged: staged.write_bytes(data))
+        return save(tensors, dict(metadata or {}))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> State:
         """Read a saved state; UserError where the file is none."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
-            return State.from_named(load_file(path))
+            data = Path(path).read_bytes()
         except FileNotFoundError:
             raise UserError(f"there is no saved state {path}") from None
-        except KeyError as error:
-            raise UserError(f"{path} is not a saved state: it has no {error}") from None
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
             raise UserError(f"{path} is not a saved state: {error}") from None
+        return State.from_bytes(data, str(path))[0]
+
+    @staticmethod
+    def from_bytes(data: bytes, name: str) -> tuple[State, dict[str, str]]:
+        """The state in a file's contents, and the metadata beside it; UserError, with the file's `name`, for others."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            state = State.from_named(load(data))
+        except KeyError as error:
+            raise UserError(f"{name} is not a saved state: it has no {error}") from None
+        except (SafetensorError, ValueError, RuntimeError) as error:
+            raise UserError(f"{name} is not a saved state: {error}") from None
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # which `load` has checked
+        return state, header.get("__metadata__", {})
 
     @staticmethod
     def from_named(values: Mapping[str, Tensor]) -> State:
