@@ -31,10 +31,20 @@ def load(
 ) -> SpikeGPT: ...
 @overload
 def load(
-    name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto", engine: str = "auto"
+    name: PathLike | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    engine: str = "auto",
+    threads: int | None = None,
 ) -> Any: ...
 def load(
-    name: PathLike | None = None, *, device: torch.device | str = "cpu", backend: str = "auto", engine: str = "auto"
+    name: PathLike | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    engine: str = "auto",
+    threads: int | None = None,
 ) -> Any:
     """The model called `name`, ready to generate, its tokenizer in `model.tokenizer`.
 
@@ -43,6 +53,7 @@ def load(
     engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
     as a `SpikeGPT`, "fixed" in integers without any float between (`engine.FixedEventModel`); "auto" takes the first for
     packed models, the third for those packed with `--fixed`, if the engine is built here, and the second for all others.
+    `threads` are those of the first (None: as many as pay).
     """
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
@@ -57,7 +68,7 @@ def load(
         if engine == "fixed" or (is_fixed(path) and engine == "auto" and not run.MISSING):
             return FixedEventModel.load(path)
         if engine == "event" or (packed and engine == "auto" and not run.MISSING):
-            return EventModel.load(path)
+            return EventModel.load(path, threads=threads)
         return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)
     if str(name) not in PRESETS:
         mend = f"; if it is a checkpoint, convert it first: spikegpt convert {path} DIR" if path.is_file() else ""

@@ -21,6 +21,7 @@ ORDER = (
     {"engine", "hf"},
     {"loading", "convert", "export"},
     {"training", "lm_eval_adapter"},
+    {"serve"},
     {"cli"},
     {"__main__"},
 )

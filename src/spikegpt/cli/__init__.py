@@ -24,6 +24,7 @@ from .generate import generate
 from .info import info
 from .pack import pack
 from .profile import profile
+from .serve import serve
 from .spikify import spikify
 from .trace import trace
 from .train import train
@@ -31,6 +32,7 @@ from .train import train
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "generate": generate,
+    "serve": serve,
     "train": train,
     "eval": evaluate,
     "draw": draw,
