@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -68,7 +69,7 @@ def logprobs_of(tokenizer: Any, scores: Sequence[Any], first: list[int], offset:
         top: dict[str, float] = {}
         for token, logprob in [*score.top, (score.token, score.logprob)]:
             name = _name(tokenizer, token)
-            top[name] = max(float(logprob), top.get(name, logprob))
+            top[name] = max(top.get(name, -math.inf), logprob)
         tops.append(top)
     offsets = []
     for name in names:

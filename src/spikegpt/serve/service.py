@@ -17,7 +17,7 @@ from ..engine import EventModel
 from ..errors import UserError
 from ..generation.session import Session, session_from_bytes, session_to_bytes
 from ..loading import load
-from ..model.allocation import weights
+from ..model.sites import sites
 from ..tokenizer import Tokenizer
 from .errors import Refusal
 from .metrics import Metrics
@@ -50,8 +50,9 @@ class Service:
         )  # fmt: skip
         self._busy: set[str] = set()
         metrics.service = self
-        self.sites = [(row.name, row.inputs, row.outputs) for row in self.model.meter(neurons=False).counts()]
-        self.products = sum(weights(self.model.config).values())
+        table = [(site.neuron, site.inputs, site.outputs) for site in sites(self.model.config)]
+        self.sites = [(str(name), inputs, outputs) for name, inputs, outputs in table]
+        self.products = sum(inputs * outputs for _, inputs, outputs in self.sites)
 
     @staticmethod
     def open(name: str | None, settings: Settings, loop: asyncio.AbstractEventLoop, metrics: Metrics) -> Service:
