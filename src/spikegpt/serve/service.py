@@ -17,7 +17,6 @@ from ..engine import EventModel
 from ..errors import UserError
 from ..generation.session import Session, session_from_bytes, session_to_bytes
 from ..loading import load
-from ..model.sites import sites
 from ..tokenizer import Tokenizer
 from .errors import Refusal
 from .metrics import Metrics
@@ -50,8 +49,7 @@ class Service:
         )  # fmt: skip
         self._busy: set[str] = set()
         metrics.service = self
-        table = [(site.neuron, site.inputs, site.outputs) for site in sites(self.model.config)]
-        self.sites = [(str(name), inputs, outputs) for name, inputs, outputs in table]
+        self.sites = [(row.name, row.inputs, row.outputs) for row in self.model.meter(neurons=False).counts()]
         self.products = sum(inputs * outputs for _, inputs, outputs in self.sites)
 
     @staticmethod
