@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-
-if TYPE_CHECKING:
-    from .service import Service
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -20,7 +17,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.service: Service | None = None
+        self.service: Any = None
+        """The `Service` whose workers count; None: the model is loading."""
         self.requests: Counter[tuple[str, str]] = Counter()
         self.first_token = Histogram(
             "spikegpt_time_to_first_token_seconds", "From a request to its first text.", buckets=_SECONDS,
