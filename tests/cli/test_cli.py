@@ -187,6 +187,8 @@ def test_info(call, model):
         (["train", "-d", ".", "-o", "run", "--seed", "-1"], 2, "seed=-1"),
         (["train", "-d", ".", "-o", "run", "--tokenizer", "words"], 2, "no tokenizer 'words'"),
         (["train", "-d", __file__, "-o", "run", "-p", "46m", "--teacher", "nowhere"], 2, "no model 'nowhere'"),
+        (["spikify", "SRC", "DST", "-d", __file__, "--set", "n_layer=2"], 2, "--set changes the neurons here"),
+        (["spikify", "SRC", "DST", "-d", __file__, "--set", "event=2"], 2, "--set changes the neurons here"),
     ],
 )
 def test_mistakes_are_one_line_with_a_code(call, model, tmp_path, monkeypatch, args, code, words):

@@ -1,5 +1,6 @@
 """A continuous model becomes an event-driven one that fires as asked and has not forgotten what it knew."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -167,6 +168,25 @@ def test_an_event_driven_model_goes_on_to_another_activity(twin: Path, tmp_path:
         assert meter.activity == pytest.approx(activity, abs=0.06)
     assert model.config.event.start_activity == 0.4
     assert bits["b"] < 1.5 * bits["a"]
+
+
+def test_the_neurons_of_an_event_driven_source_are_kept_but_for_what_is_asked(
+    twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = EventConfig(levels=7, smallest=2, learn_leak=True, activity=0.3, emphasis={"head": 2.0}, ramp=0.9)
+    save_model(tmp_path / "events", event_driven(load_model(twin / "run"), own))
+    seen = []
+    monkeypatch.setattr("spikegpt.training.spikify.fit_text", lambda model, *_, **__: seen.append(model.config.event))
+    how = {"data": [twin / "text.txt"], "cache": tmp_path, "progress": False, "teacher": twin / "run", "activity": 0.2}
+    spikify(tmp_path / "events", tmp_path / "a", **how)
+    spikify(tmp_path / "events", tmp_path / "b", **how, event={"smallest": 3, "start_activity": 0.25})
+    spikify(twin / "run", tmp_path / "c", **how, event={"smallest": 3})
+    kept = dataclasses.replace(own, activity=0.2, start_activity=0.3)
+    assert seen[0] == kept
+    assert seen[1] == dataclasses.replace(kept, smallest=3, start_activity=0.25)
+    assert seen[2] == EventConfig(smallest=3, activity=0.2, start_activity=0.5)
+    with pytest.raises(UsageError, match="EventConfig has no field 'smalest'; did you mean 'smallest'"):
+        spikify(twin / "run", tmp_path / "d", **how, event={"smalest": 3})
 
 
 def test_weights_are_kept() -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Data, Json
+from ..errors import UsageError
+from .options import Data, Json, settings_from
 
 
 def spikify(
@@ -26,6 +27,12 @@ def spikify(
     teacher: Annotated[
         list[Path], typer.Option(help="A model to learn from; several: their mean.", show_default="the original")
     ] = [],  # noqa: B006
+    overrides: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one setting of the neurons, as event.smallest=2; repeatable."
+        ),
+    ] = [],  # noqa: B006
     precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DST.")] = False,
     cache: Annotated[
@@ -38,13 +45,17 @@ def spikify(
     from ..training.spikify import spikify as run
     from .show import print_json
 
+    settings = settings_from(overrides)
+    event = settings.pop("event", {})
+    if settings or not isinstance(event, dict):
+        raise UsageError("--set changes the neurons here: event.KEY=VALUE; the shape is that of the source")
     config = TrainConfig(
         steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill, match=match,
         precision=precision,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     result = run(
         source, out, data=data, valid=valid, activity=activity, config=config, teacher=teacher or None, resume=resume,
-        cache=cache,
+        cache=cache, event=event,
     )  # fmt: skip
     if json:
         print_json(result)

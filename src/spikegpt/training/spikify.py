@@ -40,7 +40,7 @@ def spikify(
     data: Sequence[PathLike],
     activity: float = 0.15,
     valid: Sequence[PathLike] = (),
-    event: EventConfig | None = None,
+    event: EventConfig | dict[str, Any] | None = None,
     config: TrainConfig | None = None,
     teacher: PathLike | Sequence[PathLike] | None = None,
     resume: bool = False,
@@ -56,7 +56,8 @@ def spikify(
     Args:
         source: directory of a model with spikes="none" or "before", or a file that `convert` reads.
         activity: share of the weights to be read per token, in (0, 1].
-        event: everything else about the neurons.
+        event: everything else about the neurons; or, as a dictionary, only the fields of it that are not to be those of
+            `source`, or where that is continuous the defaults.
         config: the fine-tuning; by default 500 steps that learn nine parts from the teacher's predictions and one from
             the text, and are drawn to the teacher's residuals.
         teacher: directory of a model with the same tokenizer that is learnt from, or of several: the mean of their
@@ -75,8 +76,8 @@ def spikify(
         raise UsageError(
             f"{source} is event-driven already; give the continuous model that it came from as the teacher"
         )
-    event = event or EventConfig(start_activity=max(activity, before.activity if before else START))
-    event = dataclasses.replace(event, activity=activity)
+    neurons = event if isinstance(event, EventConfig) else _neurons(original.config, activity, event or {})
+    neurons = dataclasses.replace(neurons, activity=activity)
     tokenizer = original.tokenizer
     if tokenizer is None:
         raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
@@ -85,7 +86,7 @@ def spikify(
         [Path(path) for path in data], tokenizer, Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
         valid_paths=[Path(path) for path in valid] or None, progress=progress,
     )  # fmt: skip
-    student = event_driven(original, event)
+    student = event_driven(original, neurons)
     teachers = [original] if teacher is None else load_teachers(teacher, student.config, tokenizer)
     if not resume and before is None:
         torch.manual_seed(config.seed)
@@ -95,6 +96,16 @@ def spikify(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
         resume=resume, progress=progress, teachers=teachers if config.distill or config.match else (),
     )  # fmt: skip
+
+
+def _neurons(source: ModelConfig, activity: float, changed: dict[str, Any]) -> EventConfig:
+    """The neurons of `source`, or the default ones, with fields changed; they begin at its activity, or at `START`."""
+    kept = {} if source.event is None else dataclasses.asdict(source.event)
+    start = max(activity, START if source.event is None else source.event.activity)
+    fields = {**kept, "activity": activity, "start_activity": start, **changed}
+    made = ModelConfig.from_dict({**source.to_dict(), "spikes": "before", "event": fields}).event
+    assert made is not None
+    return made
 
 
 def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:
