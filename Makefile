@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # The constraints pin torch: a later step that resolved it anew could pull gigabytes of CUDA packages.
 PIP := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test bench lint selftest selftest-aarch64 selftest-sanitized docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spikegpt demo
@@ -23,6 +23,17 @@ lint: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/ruff check -q --select D1 src
 	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
+# Kernels and engine without Python, beside vectors from the reference: here, on Arm under emulation (Debian's
+# g++-aarch64-linux-gnu and qemu-user), and here with the sanitizers for addresses and undefined behaviour.
+selftest: $(VENV)/.installed-test
+	$(BIN)/python tests/selftest/selftest.py
+
+selftest-aarch64: $(VENV)/.installed-test
+	$(BIN)/python tests/selftest/selftest.py --compiler aarch64-linux-gnu-g++ --emulator qemu-aarch64
+
+selftest-sanitized: $(VENV)/.installed-test
+	$(BIN)/python tests/selftest/selftest.py --sanitize
 
 SOURCES := pyproject.toml README.md CMakeLists.txt $(shell find src -type f -not -name '*.so' -not -name '*.pyc')
 

@@ -73,8 +73,8 @@ int64_t flat_items(int64_t elements) { return (elements + kFlat - 1) / kFlat; }
 void test_wkv(const Case &given) {
   const Shape shape = shape_of(given);
   const auto [batch, time, channels] = shape;
-  const Wkv wkv{shape, floats(given, "decay"), floats(given, "first"), in(given, "k"), in(given, "v"), in(given, "gate"),
-                floats(given, "state")};
+  const Wkv wkv{shape,          floats(given, "decay"), floats(given, "first"), in(given, "k"),
+                in(given, "v"), in(given, "gate"),      floats(given, "state")};
   Room y(given, "y"), state(batch * 3 * channels), saved(batch * checkpoints(shape) * 3 * channels);
   run_tiles(kernels.wkv_forward, {wkv, y.results(), state, saved}, shape);
   y.compare(given, "y", kClose);
@@ -129,15 +129,16 @@ void test_event(const Case &given) {
   const auto [batch, time, channels] = shape;
   const EventSettings set = event_settings(given);
   Room events(given, "events"), membrane(batch * channels), saved(batch * checkpoints(shape) * channels);
-  run_tiles(kernels.event_forward,
-            {shape, set, in(given, "x"), floats(given, "leak"), floats(given, "membrane"), events.results(), membrane, saved},
-            shape);
+  run_tiles(
+      kernels.event_forward,
+      {shape, set, in(given, "x"), floats(given, "leak"), floats(given, "membrane"), events.results(), membrane, saved},
+      shape);
   events.compare(given, "events", kExact);
   membrane.compare(given, "membrane_out", kExact);
   Room grad_x(given, "grad_x"), grad_leak(batch * channels), grad_membrane(batch * channels);
   run_tiles(kernels.event_backward,
-            {shape, set, in(given, "x"), floats(given, "leak"), floats(given, "membrane"), saved, in(given, "grad_events"),
-             floats(given, "grad_membrane_out"), grad_x.results(), grad_leak, grad_membrane},
+            {shape, set, in(given, "x"), floats(given, "leak"), floats(given, "membrane"), saved,
+             in(given, "grad_events"), floats(given, "grad_membrane_out"), grad_x.results(), grad_leak, grad_membrane},
             shape);
   grad_x.compare(given, "grad_x", kClose);
   grad_leak.compare_sum(given, "grad_leak", kClose);
@@ -205,7 +206,8 @@ void test_pointwise(const Case &given) {
   grad_gate.compare(given, "grad_gate", kClose);
   grad_x.compare(given, "grad_x", kClose);
   Room dropped(given, "dropped");
-  run(kernels.dropout, {elements, given.number("p"), given.at("seed").integers(), in(given, "x"), dropped.results()}, items);
+  run(kernels.dropout, {elements, given.number("p"), given.at("seed").integers(), in(given, "x"), dropped.results()},
+      items);
   dropped.compare(given, "dropped", kClose);
 }
 
@@ -214,7 +216,8 @@ void test_cross_entropy(const Case &given) {
   Room losses(rows), log_totals(rows), largest(rows), grad(given, "grad");
   std::vector<int64_t> where(static_cast<std::size_t>(rows), -1);
   const int64_t *targets = given.at("targets").integers();
-  run(kernels.cross_entropy_forward, {classes, in(given, "logits"), targets, losses, log_totals, largest, where.data()}, rows);
+  run(kernels.cross_entropy_forward, {classes, in(given, "logits"), targets, losses, log_totals, largest, where.data()},
+      rows);
   losses.compare(given, "losses", kClose);
   run(kernels.cross_entropy_backward,
       {classes, given.number("penalty"), in(given, "logits"), targets, log_totals, largest, where.data(),

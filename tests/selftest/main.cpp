@@ -5,6 +5,7 @@
 #include "vectors.h"
 
 void test_kernels(const Vectors &vectors);
+void test_engine(const Vectors &vectors);
 
 int main(int count, char **arguments) {
   if (count != 2) {
@@ -14,6 +15,7 @@ int main(int count, char **arguments) {
   try {
     const Vectors vectors(arguments[1]);
     test_kernels(vectors);
+    test_engine(vectors);
   } catch (const std::exception &error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;

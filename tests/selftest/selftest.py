@@ -15,6 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+STATIC = ("-static",)
+"""An emulator needs no libraries of the other machine then."""
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
 
 
@@ -25,10 +27,12 @@ def listed(name: str) -> list[str]:
 
 
 def sources() -> list[Path]:
-    """The self-test, and the baseline kernels of the operators."""
+    """The self-test, the operators' kernels, and the engine without its binding."""
+    engine = [name for name in listed("engine_sources") if name not in ("module.cpp", "bind_sampling.cpp", "fixed/module.cpp")]
     return [
         *sorted(HERE.glob("*.cpp")),
         *(ROOT / "src/spikegpt/ops/csrc" / name for name in listed("kernel_sources")),
+        *(ROOT / "src/spikegpt/engine/csrc" / name for name in [*engine, *listed("walk_sources")]),
     ]
 
 
@@ -58,12 +62,12 @@ def main() -> None:
     parser.add_argument("--emulator", help="what runs the other machine's programs")
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UndefinedBehaviorSanitizer")
     given = parser.parse_args()
-    from vectors import kernel_vectors, write
+    from vectors import make_vectors, write
 
     with tempfile.TemporaryDirectory() as directory:
         program, vectors = Path(directory, "selftest"), Path(directory, "vectors")
-        write(vectors, kernel_vectors())
-        options = SANITIZE if given.sanitize else ["-static"] if given.emulator else []
+        write(vectors, make_vectors())
+        options = SANITIZE if given.sanitize else STATIC if given.emulator else ()
         build(given.compiler, program, options)
         done = run(program, vectors, given.emulator)
     print(done.stdout + done.stderr, end="")

@@ -81,7 +81,11 @@ const Array &Case::at(const std::string &name) const {
 }
 
 void Case::compare(const std::string &name, const std::vector<float> &actual, float tolerance) const {
-  const std::vector<float> expected = at(name).values();
+  compare_values(prefix_ + name, actual, at(name).values(), tolerance);
+}
+
+void compare_values(const std::string &name, const std::vector<float> &actual, const std::vector<float> &expected,
+                    float tolerance) {
   ++compared().checks;
   float largest = 1e-30f, worst = 0.0f;
   for (const float value : expected) largest = std::fmax(largest, std::fabs(value));
@@ -93,8 +97,8 @@ void Case::compare(const std::string &name, const std::vector<float> &actual, fl
   }
   if (same) return;
   ++compared().failures;
-  std::printf("%s%s: %zu values instead of %zu, off by %g of %g\n", prefix_.c_str(), name.c_str(), actual.size(),
-              expected.size(), worst, largest);
+  std::printf("%s: %zu values instead of %zu, off by %g of %g\n", name.c_str(), actual.size(), expected.size(), worst,
+              largest);
 }
 
 void each_case(const Vectors &vectors, const std::string &operation, void (*test)(const Case &)) {

@@ -46,6 +46,10 @@ class Case {
   const std::string prefix_;
 };
 
+// The same for any values, under the name that a fault is told by.
+void compare_values(const std::string &name, const std::vector<float> &actual, const std::vector<float> &expected,
+                    float tolerance);
+
 // Calls test(case) for every case of an operator; at least one must be there.
 void each_case(const Vectors &vectors, const std::string &operation, void (*test)(const Case &));
 

@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 
 from spikegpt import ops
+from spikegpt.config import EventConfig, ModelConfig
+from spikegpt.engine.integers import IntegerModel
+from spikegpt.engine.plan import mix_plans, prepared, site_plans
+from spikegpt.engine.state_layout import Layout
+from spikegpt.model.spikegpt import SpikeGPT
 
 Arrays = dict[str, Tensor]
 HALF = torch.bfloat16
@@ -35,10 +40,10 @@ def write(path: Path, arrays: Arrays) -> None:
             file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
 
 
-def kernel_vectors() -> Arrays:
-    """Cases of every operator."""
+def make_vectors() -> Arrays:
+    """Cases of every operator, and of the engine."""
     torch.manual_seed(0)
-    makers = wkv, lif, event, point_event, shift_mix, pointwise, cross_entropy, divergence, matvec
+    makers = wkv, lif, event, point_event, shift_mix, pointwise, cross_entropy, divergence, matvec, engine
     return {
         f"{make.__name__}/{number}/{name}": tensor
         for make in makers
@@ -290,3 +295,82 @@ def matvec() -> Iterator[Arrays]:
     for rows, inputs, outputs in ((1, 1, 1), (3, 63, 5), (8, 200, 33)):
         x, weight = random(rows, inputs), random(outputs, inputs)
         yield {"shape": torch.tensor([rows]), "x": x, "weight": weight, "y": x.double() @ weight.double().T}
+
+
+MODELS = {
+    "graded": ModelConfig(vocab_size=300, n_layer=2, n_embd=96, spikes="before"),
+    "odd width, leaky, jumps": ModelConfig(
+        vocab_size=77, n_layer=1, n_embd=65, spikes="before", event=EventConfig(leak=0.4, reset="soft", smallest=2)
+    ),
+    "a channel mix first, hard reset": ModelConfig(
+        vocab_size=64, n_layer=2, n_embd=128, n_ffn=200, spikes="before", architecture="RWKV-ffnPre",
+        event=EventConfig(leak=0.5),
+    ),
+    "binary, spike embedding": ModelConfig(
+        vocab_size=64, n_layer=1, n_embd=64, spikes="before", spike_embedding=True, event=EventConfig(levels=1, signed=False)
+    ),
+}  # fmt: skip
+
+
+@torch.inference_mode()
+def engine() -> Iterator[Arrays]:
+    for config in MODELS.values():
+        for bits in (8, 4):
+            packed = IntegerModel.of(filled(config), bits)
+            model, layout = packed.dequantise(), Layout(config)
+            ids = torch.randint(config.vocab_size, (1, 45))
+            logits, state = model(ids)
+            chosen, next_logits, after = [], logits, state
+            for _ in range(5):
+                chosen.append(int(next_logits[0, -1].argmax()))
+                next_logits, after = model(torch.tensor([chosen[-1:]]), after)
+            yield {
+                "shape": torch.tensor([45]),
+                "sites": lines(site_plans(config, layout), "matrix neuron inputs outputs is_signed membrane"),
+                "mixes": lines(mix_plans(config, layout), "name norm key value receptance output shift wkv"),
+                **tensors(prepared(packed)),
+                **engine_settings(config),
+                "ids": ids[0],
+                "state": layout.empty(1)[0],
+                "logits": logits[0],
+                "state_out": layout.rows(state)[0],
+                "chosen": torch.tensor(chosen),
+            }
+
+
+def filled(config: ModelConfig) -> SpikeGPT:
+    """A model whose every weight matters, and whose neurons fire now and then."""
+    model = SpikeGPT(config, backend="reference")
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            parameter.data.normal_(0, 1.0 if name == "emb.weight" else parameter.shape[1] ** -0.5)
+    for neuron in model.event_neurons():
+        neuron.threshold.fill_(0.7)
+        neuron.unit.fill_(0.2 if neuron.config.levels > 1 else 1.0)
+    return model.eval()
+
+
+def engine_settings(config: ModelConfig) -> Arrays:
+    assert config.event is not None
+    event = config.event
+    return numbers(
+        channels=config.n_embd, vocab=config.vocab_size, levels=event.levels, smallest=event.smallest,
+        hard=event.reset == "hard", spike_embedding=bool(config.spike_embedding),
+    )  # fmt: skip
+
+
+def lines(plans: Sequence[dict[str, object]], fields: str) -> Tensor:
+    """A line a plan: the fields in this order, -1 for one that is not there."""
+    return text("".join(" ".join(str(int(x) if isinstance(x, bool) else x) for x in row) + "\n" for row in (
+        [plan.get(field, -1) for field in fields.split()] for plan in plans
+    )))  # fmt: skip
+
+
+def tensors(arrays: dict[str, np.ndarray]) -> Arrays:
+    """The arrays, and a list of their names."""
+    named = {f"tensor/{name}": torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return named | {"tensors": text("".join(f"{name}\n" for name in arrays))}
+
+
+def text(content: str) -> Tensor:
+    return torch.tensor(list(content.encode()), dtype=torch.uint8)

@@ -13,13 +13,10 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..errors import UsageError
+from ..errors import UserError
 from ..model.sites import sites
 from ..model.spikegpt import SpikeGPT
-
-GROUP = 128
-"""Inputs that share a scale where weights have 4 bits; a multiple of 64."""
-BITS = (8, 4)
+from .checks import GROUP, check_arrays, check_bits, check_event_driven
 
 
 @dataclass(frozen=True)
@@ -28,22 +25,29 @@ class IntegerModel:
 
     matrices [inputs, outputs] int8, or uint8 [inputs, ceil(outputs / 2)] with two 4-bit weights + 8 a byte, the first
     one low, and `<name>.scale` [groups, outputs]; `emb.weight` [V, C] int8 and `emb.scale` [V]; the rest float32.
+    What contradicts the config, or has values that no model has, is a UserError (`checks.check_arrays`).
     """
 
     config: ModelConfig
     bits: int
     arrays: dict[str, np.ndarray]
 
+    def __post_init__(self) -> None:
+        check_event_driven(self.config)
+        check_bits(self.bits)
+        check_arrays(self.config, self.bits, self.arrays)
+
     @staticmethod
     def of(model: SpikeGPT, bits: int = 8) -> IntegerModel:
         """Round the matrices of an event-driven model to the nearest of their 255 (or 15) steps."""
         check_event_driven(model.config)
-        if bits not in BITS:
-            raise UsageError(f"bits={bits} is not one of {', '.join(map(str, BITS))}")
+        check_bits(bits)
         matrices = {site.name for site in sites(model.config)}
         arrays: dict[str, np.ndarray] = {}
         for name, tensor in model.state_dict().items():
             values = tensor.detach().cpu().float()
+            if not values.isfinite().all():
+                raise UserError(f"{name} has a value that is infinite or not a number: such a model cannot be packed")
             stem = name.removesuffix(".weight")
             if stem in matrices:
                 integers, scale = _round(values, bits)
@@ -61,7 +65,7 @@ class IntegerModel:
         with torch.device("meta"):
             model = SpikeGPT(self.config)
         model.to_empty(device="cpu")
-        matrices = {site.name for site in sites(model.config)}
+        matrices = {site.name for site in sites(self.config)}
         values = {}
         for name in model.state_dict():
             array = self.arrays[name]
@@ -84,15 +88,6 @@ class IntegerModel:
         integers = array if self.bits == 8 else unhalve(array, outputs)
         rows = np.repeat(scale, GROUP if groups > 1 else len(integers), axis=0)[: len(integers)]
         return torch.from_numpy(np.ascontiguousarray((integers.astype(np.float32) * rows).T))
-
-
-def check_event_driven(config: ModelConfig) -> None:
-    """UsageError where some product of the model reads floats, which no integer engine can run."""
-    if config.spikes != "before":
-        raise UsageError(
-            f'this model has spikes="{config.spikes}", so its products read floats and nothing can be skipped: '
-            "train one with --spikes before, or turn this one into one with `spikegpt spikify`"
-        )
 
 
 def _round(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:

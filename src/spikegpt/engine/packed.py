@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,13 +20,17 @@ from ..errors import UsageError, UserError
 from ..files import write_directory, write_json, write_readable
 from ..model.spikegpt import SpikeGPT
 from ..tokenizer import Tokenizer, load_tokenizer
+from .checks import BITS, check_event_driven
 from .fixed import stored
 from .fixed.model import FixedModel
-from .integers import IntegerModel, check_event_driven
+from .integers import IntegerModel
 
 PACKED = "packed.safetensors"
 VERSION = 1
 """Of the layout of `PACKED`; another one is refused."""
+
+_TYPES = ("F32", "I8", "U8")
+"""Of the arrays, as safetensors calls them."""
 
 PathLike = str | os.PathLike[str]
 
@@ -112,12 +117,27 @@ def read(directory: Path) -> tuple[IntegerModel, Tokenizer]:
                 raise UserError(
                     f"{path} has layout version {found}, this spikegpt reads {VERSION}: pack the model again"
                 )
-            arrays: dict[str, np.ndarray] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: _array(path, file, name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or not a packed model ({error}); get it or pack it again") from None
     if metadata.get("sha256") != _digest(arrays):
         raise UserError(f"{path} is damaged: its checksum does not match; get it or pack it again")
-    return IntegerModel(config, int(metadata["bits"]), arrays), tokenizer
+    try:
+        return IntegerModel(config, _bits(metadata), arrays), tokenizer
+    except UserError as error:
+        raise UserError(f"{path} does not fit its config: {error}; get it or pack it again") from None
+
+
+def _array(path: Path, file: Any, name: str) -> np.ndarray:
+    kind = file.get_slice(name).get_dtype()
+    if kind not in _TYPES:
+        raise UserError(f"{path}: array {name} has type {kind}, none of {', '.join(_TYPES)}; get it or pack it again")
+    return file.get_tensor(name)
+
+
+def _bits(metadata: dict[str, str]) -> int:
+    """Width of the weights; 0, which there is not, where the metadata has none."""
+    return next((bits for bits in BITS if metadata.get("bits") == str(bits)), 0)
 
 
 def unpack(directory: Path) -> SpikeGPT:

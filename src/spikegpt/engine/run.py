@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Ids
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from torch import Tensor
 from .. import checkpoint
 from ..errors import UsageError, UserError
 from ..generation.sampling import Sampling
-from ..model.sites import sites_by_neuron
 from ..model.spikegpt import SpikeGPT
 from ..model.state import State
 from ..tokenizer import Tokenizer
 from .integers import IntegerModel
 from .meter import EventMeter, counters_of
 from .packed import is_packed, read
+from .plan import mix_plans, prepared, site_plans
 from .state_layout import Layout
 from .turns import Sequence, Spikes, as_ids
 
@@ -40,6 +41,10 @@ else:
 
 MISSING = _missing
 """Why the engine cannot be used, or None."""
+
+
+MOST_THREADS = 256
+"""Each has buffers of its own, whether it pays or not."""
 
 
 class EventModel:
@@ -60,6 +65,8 @@ class EventModel:
             raise UserError(f"the event-driven engine is not built ({MISSING}); reinstall spikegpt with a C++ compiler")
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads} must be above zero")
+        if threads is not None and threads > MOST_THREADS:
+            raise UsageError(f"threads={threads} is more than {MOST_THREADS}")
         if isa and isa not in _engine.instruction_sets():
             raise UsageError(f"this machine has no {isa!r}; it has {', '.join(_engine.instruction_sets())}")
         config, event = packed.config, packed.config.event
@@ -68,11 +75,19 @@ class EventModel:
         self._layout = Layout(config)
         try:
             self._engine = _engine.Engine(
-                _prepare(packed), self._layout.offsets, config.n_layer, config.n_embd, config.hidden,
-                config.vocab_size, event.levels, event.smallest, event.signed, event.reset == "hard",
-                bool(config.spike_embedding), config.architecture == "RWKV-ffnPre",
-                threads or useful_threads(config.n_embd), isa,
-            )  # fmt: skip
+                tensors=prepared(packed),
+                sites=[_engine.Site(**plan) for plan in site_plans(config, self._layout)],
+                mixes=[_engine.Mix(**plan) for plan in mix_plans(config, self._layout)],
+                channels=config.n_embd,
+                vocab=config.vocab_size,
+                levels=event.levels,
+                smallest=event.smallest,
+                hard=event.reset == "hard",
+                spike_embedding=bool(config.spike_embedding),
+                state_size=self._layout.size,
+                threads=threads or useful_threads(config.n_embd),
+                isa=isa,
+            )
         except ValueError as error:
             raise UserError(f"the packed model does not fit its config: {error}; pack it again") from None
 
@@ -109,10 +124,9 @@ class EventModel:
             raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
         rows = self._rows(state, len(ids))
         logits = torch.empty(*ids.shape, self.config.vocab_size)
-        tokens = ids.to("cpu", torch.int64).contiguous().numpy()
-        for sequence in range(len(ids)):
+        for sequence, tokens in enumerate(ids.cpu().numpy()):
             self._engine.run(
-                tokens[sequence], rows[sequence].numpy(), logits[sequence].numpy(), False, self._dense,
+                as_ids(tokens), rows[sequence].numpy(), logits[sequence].numpy(), False, self._dense,
                 counters_of(self._engine),
             )  # fmt: skip
         return logits, self._layout.view(rows)
@@ -209,7 +223,12 @@ class Stream:
 
     def step(self, token: int) -> Tensor:
         """Read one token; logits [V] of the next, overwritten by the next step."""
-        self._id[0] = token
+        try:
+            self._id[0] = index(token)
+        except TypeError:
+            raise UsageError(f"ids must be whole numbers, not {type(token).__name__}") from None
+        except OverflowError:
+            raise IndexError(f"token {token} is not in the vocabulary") from None
         self._run(self._id)
         return self._logits[0]
 
@@ -239,29 +258,6 @@ def native_sampler(settings: Sampling, vocab_size: int) -> Any:
         settings.presence_penalty, settings.frequency_penalty, list(settings.logit_bias.items()),
         settings.random_seed(),
     )  # fmt: skip
-
-
-def _prepare(packed: IntegerModel) -> dict[str, np.ndarray]:
-    """The arrays as the engine wants them: vectors flat, decay and leak computed as the float model does."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, array in packed.arrays.items():
-        stem = name.rpartition(".")[0]
-        if name.endswith(".time_decay"):
-            arrays[f"{stem}.decay"] = (-torch.exp(torch.from_numpy(array))).numpy()
-        elif name.endswith(".leak_logit"):
-            arrays[f"{stem}.leak"] = torch.sigmoid(torch.from_numpy(array)).numpy()
-        elif name.endswith(".threshold"):
-            arrays[name] = np.ascontiguousarray(np.broadcast_to(array, _width(packed, stem)))
-        elif array.dtype == np.float32 and ".time_mix_" in name:
-            arrays[name] = array.reshape(-1)
-        else:
-            arrays[name] = array
-    return arrays
-
-
-def _width(packed: IntegerModel, neuron: str) -> int:
-    """Inputs of the matrix behind a neuron."""
-    return sites_by_neuron(packed.config)[neuron].inputs
 
 
 def useful_threads(channels: int) -> int:

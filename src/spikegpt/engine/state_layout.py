@@ -59,7 +59,7 @@ class Layout:
         return State(blocks, {HEAD_NEURON: next(parts)} if self._remembers else {})
 
     def rows(self, state: State) -> Tensor:
-        """A new copy [B, size] of any state of this model."""
+        """A new copy [B, size] of any state of this model; UserError for one of another model, or with NaN in it."""
         named = state.named()
         if set(named) != set(self.offsets):
             raise UserError("this state is of another model; begin without one, or load the model that wrote it")
@@ -70,7 +70,11 @@ class Layout:
         parts = [named[name].detach().to("cpu", self._dtype).flatten(1) for name in self.offsets]
         if [part.shape[1] for part in parts] != self._widths:
             raise UserError("this state is of a model of another width; load the model that wrote it")
-        return torch.cat(parts, dim=1)
+        rows = torch.cat(parts, dim=1)
+        if not rows.isfinite().all():
+            name = next(name for name, part in zip(self.offsets, parts, strict=True) if not part.isfinite().all())
+            raise UserError(f"the state has a value that is infinite or not a number in {name}; begin without it")
+        return rows
 
     def _is_time(self, layer: int) -> bool:
         return first_mix(self._config, layer) == "att"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from ..errors import UsageError
 from ..model.state import State
 from .state_layout import Layout
 
@@ -71,5 +72,10 @@ class Sequence:
 
 
 def as_ids(ids: Ids[int] | np.ndarray) -> np.ndarray:
-    """int64 [T] in one piece, as the engine reads them."""
-    return np.ascontiguousarray(ids, np.int64)
+    """int64 [T] in one piece, as the engine reads them. UsageError for what are no whole numbers, or several rows."""
+    given = np.asarray(ids)
+    if given.dtype.kind not in "iu" and given.size:
+        raise UsageError(f"ids must be whole numbers, not {given.dtype}")
+    if given.ndim != 1:
+        raise UsageError(f"ids must be one row of tokens, not {list(given.shape)}")
+    return np.ascontiguousarray(given, np.int64)

@@ -53,7 +53,7 @@ inline void mix_tokens(const float *__restrict last, const float *__restrict now
 // ceil(max(size - threshold, 0) / unit), at most `levels`, 0 below `smallest`; see ops.event.
 inline float graded(float size, float threshold, float unit, Range range) {
   const float over = size - threshold;
-  const float exact = (over < 0.0f ? 0.0f : over) / unit;
+  const float exact = (over > 0.0f ? over : 0.0f) / unit;  // 0 for NaN, which no integer stands for
   const float bounded = range.levels < exact ? range.levels : exact;
   const float to_integer = 8388608.0f;  // 2^23: a float this large has no fraction
   const float nearest = (bounded + to_integer) - to_integer;

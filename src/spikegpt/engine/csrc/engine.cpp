@@ -52,16 +52,15 @@ std::size_t bytes_of(const Tensors &tensors) {
 
 }  // namespace
 
-Engine::Engine(const Settings &settings, const Tensors &tensors, const Layout &layout)
-    : settings_(settings),
+Engine::Engine(const Settings &settings, const Plan &plan, const Tensors &tensors)
+    : settings_((plan.check(settings), settings)),
       tensors_(&tensors),
-      layout_(&layout),
       walk_(find(settings.isa)),
       arena_(2 * bytes_of(tensors) + (std::size_t{64} << 20) * (1 + settings.threads) +
              sizeof(float) * kTokens * settings.vocab),
       team_(settings.threads) {
   const int channels = settings.channels;
-  model_.layers = settings.layers;
+  model_.layers = static_cast<int>(plan.mixes.size() / 2);
   model_.channels = channels;
   model_.vocab = settings.vocab;
   model_.threads = settings.threads;
@@ -76,20 +75,15 @@ Engine::Engine(const Settings &settings, const Tensors &tensors, const Layout &l
   model_.embedding_scale = floats("emb.scale", settings.vocab);
   model_.ln0 = norm("blocks.0.ln0");
   model_.ln_out = norm("ln_out");
-  for (int i = 0; i < settings.layers; ++i) {
-    const std::string block = "blocks." + std::to_string(i);
-    const bool pre = i == 0 && settings.ffn_pre;
-    mixes_.push_back(add_mix(block, pre ? "ffnPre" : "att", "ln1", !pre));
-    mixes_.push_back(add_mix(block, "ffn", "ln2", false));
-  }
+  for (const SitePlan &site : plan.sites) add_site(site);
+  for (const MixPlan &mix : plan.mixes) mixes_.push_back(add_mix(mix));
   model_.mixes = mixes_.data();
-  model_.head = add_site("head", "head_neuron", "head_neuron", channels, settings.vocab, settings.is_signed);
+  model_.head = sites_.back().get();
   make_buffers();
   share_ = {&team_, [](void *team, uint64_t section, int finished, int index) {
               return static_cast<Team *>(team)->next(section, finished, index);
             }};
   tensors_ = nullptr;
-  layout_ = nullptr;
 }
 
 const Tensor &Engine::tensor(const std::string &name, Tensor::Type type, const std::vector<int64_t> &shape) const {
@@ -111,81 +105,81 @@ Norm Engine::norm(const std::string &name) {
   return {floats(name + ".weight", settings_.channels), floats(name + ".bias", settings_.channels)};
 }
 
-Site *Engine::add_site(const std::string &matrix, const std::string &neuron, const std::string &membrane, int inputs,
-                       int outputs, bool is_signed) {
-  const auto found = tensors_->find(matrix + ".weight");
-  if (found == tensors_->end()) throw std::invalid_argument("there is no tensor " + matrix + ".weight");
+void Engine::add_site(const SitePlan &plan) {
+  const auto found = tensors_->find(plan.matrix + ".weight");
+  if (found == tensors_->end()) throw std::invalid_argument("there is no tensor " + plan.matrix + ".weight");
   auto site = std::make_unique<Site>();
-  site->inputs = inputs;
-  site->outputs = outputs;
+  site->inputs = plan.inputs;
+  site->outputs = plan.outputs;
   site->bits = found->second.type == Tensor::kUint8 ? 4 : 8;
   site->offset = site->bits == 4 ? 8 : 128;
-  site->is_signed = is_signed;
-  site->unit = *floats(neuron + ".unit", 1);
-  site->threshold = floats(neuron + ".threshold", inputs);
-  site->leak = tensors_->count(neuron + ".leak") ? floats(neuron + ".leak", inputs) : nullptr;
-  const auto kept = layout_->find(membrane);
-  site->membrane = kept == layout_->end() ? -1 : kept->second;
-  if (site->leak && site->membrane < 0) throw std::invalid_argument("the state keeps no membrane for " + neuron);
-  site->stride = round_up(inputs, 64);
+  site->is_signed = plan.is_signed;
+  site->unit = *floats(plan.neuron + ".unit", 1);
+  site->threshold = floats(plan.neuron + ".threshold", plan.inputs);
+  site->membrane = plan.membrane;
+  site->leak = plan.membrane < 0 ? nullptr : floats(plan.neuron + ".leak", plan.inputs);
+  site->stride = round_up(plan.inputs, 64);
   site->events = arena_.take<int8_t>(static_cast<std::size_t>(kTokens) * site->stride);
-  const auto scale = tensors_->find(matrix + ".scale");
-  if (scale == tensors_->end() || scale->second.shape.size() != 2)
-    throw std::invalid_argument("there is no tensor " + matrix + ".scale of two dimensions");
-  site->groups = static_cast<int>(scale->second.shape[0]);
-  site->group_inputs = site->groups == 1 ? inputs : round_up(divide_up(inputs, site->groups), 64);
   site->index = static_cast<int>(sites_.size());
-  lay_out(*site, tensor(matrix + ".weight", found->second.type, {inputs, site->bits == 4 ? divide_up(outputs, 2) : outputs}),
-          walk_->place, model_.threads, arena_);
-  const float *scales = static_cast<const float *>(
-      tensor(matrix + ".scale", Tensor::kFloat, {site->groups, outputs}).data);
-  float *scaled = arena_.take<float>(static_cast<std::size_t>(site->groups) * site->padded);
-  for (int group = 0; group < site->groups; ++group)
-    for (int o = 0; o < outputs; ++o) scaled[static_cast<int64_t>(group) * site->padded + o] = scales[static_cast<int64_t>(group) * outputs + o] * site->unit;
-  site->scale = scaled;
+  const int stored = site->bits == 4 ? divide_up(plan.outputs, 2) : plan.outputs;
+  lay_out(*site, tensor(plan.matrix + ".weight", found->second.type, {plan.inputs, stored}), walk_->place, model_.threads,
+          arena_);
+  add_scales(*site, plan.matrix + ".scale");
   sites_.push_back(std::move(site));
-  names_.push_back(neuron);
-  return sites_.back().get();
+  names_.push_back(plan.neuron);
 }
 
-Mix Engine::add_mix(const std::string &block, const std::string &part, const std::string &norm_name, bool is_time) {
+// A scale for each output, or for each output and group of inputs, times the neuron's unit.
+void Engine::add_scales(Site &site, const std::string &name) {
+  const auto found = tensors_->find(name);
+  if (found == tensors_->end() || found->second.shape.size() != 2)
+    throw std::invalid_argument("there is no tensor " + name + " of two dimensions");
+  const int64_t groups = found->second.shape[0];
+  if (groups < 1 || groups > site.inputs) throw std::invalid_argument("tensor " + name + " has another number of groups");
+  site.groups = static_cast<int>(groups);
+  site.group_inputs = groups == 1 ? site.inputs : round_up(divide_up(site.inputs, site.groups), 64);
+  if ((groups - 1) * site.group_inputs >= site.inputs)
+    throw std::invalid_argument("tensor " + name + " has more groups than there are inputs for");
+  const float *scales = static_cast<const float *>(tensor(name, Tensor::kFloat, {groups, site.outputs}).data);
+  float *scaled = arena_.take<float>(static_cast<std::size_t>(groups) * site.padded);
+  for (int64_t group = 0; group < groups; ++group)
+    for (int o = 0; o < site.outputs; ++o) scaled[group * site.padded + o] = scales[group * site.outputs + o] * site.unit;
+  site.scale = scaled;
+}
+
+Mix Engine::add_mix(const MixPlan &plan) {
   const int channels = settings_.channels;
-  const std::string name = block + "." + part, state = block + (norm_name == "ln1" ? ".att" : ".ffn");
+  const auto site = [&](int index) { return sites_[static_cast<std::size_t>(index)].get(); };
   Mix mix{};
-  mix.is_time = is_time;
-  mix.norm = norm(block + "." + norm_name);
-  mix.shift = layout_->at(state + ".shift");
-  mix.mix_k = floats(name + ".time_mix_k", channels);
-  mix.mix_r = floats(name + ".time_mix_r", channels);
-  const auto site = [&](const char *which, int inputs, int outputs, bool is_signed) {
-    return add_site(name + "." + which, name + ".neurons." + which, state + ".neurons." + which, inputs, outputs,
-                    is_signed);
-  };
-  const bool is_signed = settings_.is_signed;
-  const int hidden = is_time ? channels : settings_.hidden;
-  if (is_time) {
-    mix.wkv = layout_->at(state + ".wkv");
-    mix.mix_v = floats(name + ".time_mix_v", channels);
-    mix.decay = floats(name + ".decay", channels);
-    mix.first = floats(name + ".time_first", channels);
-  }
-  mix.key = site("key", channels, hidden, is_signed);
-  mix.value = site("value", hidden, channels, is_signed && is_time);
-  mix.receptance = site("receptance", channels, channels, is_signed);
-  if (is_time) mix.output = site("output", channels, channels, is_signed);
+  mix.is_time = plan.is_time();
+  mix.norm = norm(plan.norm);
+  mix.shift = plan.shift;
+  mix.mix_k = floats(plan.name + ".time_mix_k", channels);
+  mix.mix_r = floats(plan.name + ".time_mix_r", channels);
+  mix.key = site(plan.key);
+  mix.value = site(plan.value);
+  mix.receptance = site(plan.receptance);
+  if (!mix.is_time) return mix;
+  mix.output = site(plan.output);
+  mix.wkv = plan.wkv;
+  mix.mix_v = floats(plan.name + ".time_mix_v", channels);
+  mix.decay = floats(plan.name + ".decay", channels);
+  mix.first = floats(plan.name + ".time_first", channels);
   return mix;
 }
 
 void Engine::make_buffers() {
   int inputs = 0, groups = 0;
   model_.stride = round_up(model_.channels, 64);
-  model_.hidden_stride = round_up(settings_.hidden, 64);
   for (const auto &site : sites_) {
     inputs = std::max(inputs, site->stride);
     groups = std::max(groups, site->groups);
-    if (site.get() == model_.head) continue;
-    if (site->outputs == model_.channels) model_.stride = std::max(model_.stride, site->padded);
-    if (site->outputs == settings_.hidden) model_.hidden_stride = std::max(model_.hidden_stride, site->padded);
+  }
+  for (const Mix &mix : mixes_) {
+    int &of_key = mix.is_time ? model_.stride : model_.hidden_stride;
+    of_key = std::max(of_key, mix.key->padded);
+    for (const Site *site : {mix.value, mix.receptance, mix.is_time ? mix.output : mix.value})
+      model_.stride = std::max(model_.stride, site->padded);
   }
   for (float **buffer : {&model_.x, &model_.normed, &model_.k, &model_.v, &model_.r})
     *buffer = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.stride);

@@ -3,33 +3,24 @@
 
 #include <atomic>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "arena.h"
 #include "model.h"
+#include "plan.h"
 #include "team.h"
 #include "tensor.h"
 
 namespace spikegpt::engine {
 
-struct Settings {
-  int layers, channels, hidden, vocab;
-  float levels, smallest;
-  bool is_signed, hard, spike_embedding, ffn_pre;
-  int threads;
-  std::string isa;  // "" for the best
-};
-
-using Layout = std::map<std::string, int64_t>;  // where the state keeps each of its tensors, in floats
-
 std::vector<const Walk *> supported();
 
 class Engine {
  public:
-  Engine(const Settings &settings, const Tensors &tensors, const Layout &layout);
+  // Throws std::invalid_argument where plan, settings and tensors do not fit each other. Values are not looked at.
+  Engine(const Settings &settings, const Plan &plan, const Tensors &tensors);
 
   // Up to kTokens tokens. States are changed in place; `counts` [sites] or null.
   void pass(const Row *rows, int tokens, bool dense, Counts *counts);
@@ -47,6 +38,7 @@ class Engine {
   const char *isa() const { return walk_->name; }
   int threads() const { return model_.threads; }
   int vocab() const { return model_.vocab; }
+  int64_t state_size() const { return settings_.state_size; }
   const std::vector<std::string> &names() const { return names_; }
   const Site &site(std::size_t index) const { return *sites_[index]; }
   std::size_t sites() const { return sites_.size(); }
@@ -56,15 +48,14 @@ class Engine {
   const Tensor &tensor(const std::string &name, Tensor::Type type, const std::vector<int64_t> &shape) const;
   const float *floats(const std::string &name, int64_t count);
   Norm norm(const std::string &name);
-  Site *add_site(const std::string &matrix, const std::string &neuron, const std::string &membrane, int inputs,
-                 int outputs, bool is_signed);
-  Mix add_mix(const std::string &block, const std::string &part, const std::string &norm, bool is_time);
+  void add_site(const SitePlan &plan);
+  void add_scales(Site &site, const std::string &name);
+  Mix add_mix(const MixPlan &plan);
   void make_buffers();
   void read_part(int part);
 
   Settings settings_;
   const Tensors *tensors_;
-  const Layout *layout_;
   const Walk *walk_;
   Arena arena_;
   Model model_{};

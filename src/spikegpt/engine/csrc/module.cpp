@@ -1,7 +1,6 @@
 // The Python module: numpy arrays in, an engine out. Shapes are checked here and in engine.cpp; files are Python's affair.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -28,20 +27,20 @@ using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 class Handle {
  public:
-  Handle(const nb::dict &arrays, const Layout &layout, int layers, int channels, int hidden, int vocab, int levels,
-         int smallest, bool is_signed, bool hard, bool spike_embedding, bool ffn_pre, int threads, const std::string &isa) {
+  Handle(const nb::dict &arrays, const std::vector<SitePlan> &sites, const std::vector<MixPlan> &mixes, int channels,
+         int vocab, int levels, int smallest, bool hard, bool spike_embedding, int64_t state_size, int threads,
+         const std::string &isa) {
     std::vector<Array> kept;
     const Tensors tensors = view_all(arrays, kept);
-    for (const auto &[name, at] : layout) size_ = at > size_ ? at : size_;
-    engine_ = std::make_unique<Engine>(Settings{layers, channels, hidden, vocab, static_cast<float>(levels),
-                                                static_cast<float>(smallest), is_signed, hard, spike_embedding, ffn_pre, threads, isa},
-                                       tensors, layout);
+    engine_ = std::make_unique<Engine>(Settings{channels, vocab, static_cast<float>(levels), static_cast<float>(smallest),
+                                                hard, spike_embedding, state_size, threads, isa},
+                                       Plan{sites, mixes}, tensors);
     turns_ = std::make_unique<Turns>(*engine_);
   }
 
   void run(const Ids &ids, const Floats &state, const Rows &logits, bool only_last, bool dense, Counters *counters) {
     const std::size_t rows = only_last ? 1 : ids.shape(0);
-    if (ids.shape(0) == 0 || static_cast<int64_t>(state.shape(0)) <= size_ || logits.shape(0) != rows ||
+    if (ids.shape(0) == 0 || static_cast<int64_t>(state.shape(0)) != engine_->state_size() || logits.shape(0) != rows ||
         logits.shape(1) != static_cast<std::size_t>(engine_->vocab()))
       throw std::invalid_argument("ids, state or logits have another shape");
     nb::gil_scoped_release released;
@@ -54,7 +53,7 @@ class Handle {
                                Counters *counters) {
     const Claim claim(sequences);
     for (const Sequence *sequence : sequences)
-      if (sequence->state_size <= size_ || sequence->sampler->vocab() != engine_->vocab())
+      if (sequence->state_size != engine_->state_size() || sequence->sampler->vocab() != engine_->vocab())
         throw std::invalid_argument("a sequence is of a model of another shape");
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);
@@ -92,7 +91,6 @@ class Handle {
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Turns> turns_;
   std::mutex mutex_;
-  int64_t size_ = 0;
 };
 
 std::vector<std::string> instruction_sets() {
@@ -112,11 +110,17 @@ NB_MODULE(_engine, module) {
   fixed::bind(module);
   nb::class_<Counters>(module, "Counters", "What calls counted that were given these.")
       .def("add", &Counters::add, "other"_a, "Adds what others have counted; no call may be counting.");
+  nb::class_<SitePlan>(module, "Site", "A matrix and the neuron in front of it, by the names of their tensors.")
+      .def(nb::init<std::string, std::string, int, int, bool, int64_t>(), nb::kw_only(), "matrix"_a, "neuron"_a, "inputs"_a,
+           "outputs"_a, "is_signed"_a, "membrane"_a);
+  nb::class_<MixPlan>(module, "Mix", "A time mix or, without an output, a channel mix.")
+      .def(nb::init<std::string, std::string, int, int, int, int, int64_t, int64_t>(), nb::kw_only(), "name"_a, "norm"_a,
+           "key"_a, "value"_a, "receptance"_a, "output"_a = -1, "shift"_a, "wkv"_a = -1);
   nb::class_<Handle>(module, "Engine", "A packed model and the threads that run it.")
-      .def(nb::init<const nb::dict &, const Layout &, int, int, int, int, int, int, bool, bool, bool, bool, int,
-                    const std::string &>(),
-           "tensors"_a, "layout"_a, "layers"_a, "channels"_a, "hidden"_a, "vocab"_a, "levels"_a, "smallest"_a, "is_signed"_a,
-           "hard"_a, "spike_embedding"_a, "ffn_pre"_a, "threads"_a, "isa"_a = "")
+      .def(nb::init<const nb::dict &, const std::vector<SitePlan> &, const std::vector<MixPlan> &, int, int, int, int, bool,
+                    bool, int64_t, int, const std::string &>(),
+           nb::kw_only(), "tensors"_a, "sites"_a, "mixes"_a, "channels"_a, "vocab"_a, "levels"_a, "smallest"_a, "hard"_a,
+           "spike_embedding"_a, "state_size"_a, "threads"_a, "isa"_a)
       .def("run", &Handle::run, "ids"_a.noconvert(), "state"_a.noconvert(), "logits"_a.noconvert(), "only_last"_a,
            "dense"_a = false, "counters"_a = nb::none(), "Feed tokens; `state` and `logits` are written in place.")
       .def("advance", &Handle::advance, "sequences"_a, "dense"_a = false, "together"_a = true,

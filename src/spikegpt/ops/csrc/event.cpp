@@ -27,7 +27,8 @@ inline float onset(float threshold, float unit, float smallest) { return thresho
 // dn/dh
 inline float slope(float h, float threshold, float unit, const EventSettings &set) {
   const float size = size_of(h, set.is_signed), margin = threshold * set.window;
-  const bool passes = (size > onset(threshold, unit, set.smallest) - margin) & (size <= threshold + unit * set.levels + margin);
+  const bool passes =
+      (size > onset(threshold, unit, set.smallest) - margin) & (size <= threshold + unit * set.levels + margin);
   return passes ? 1.0f / unit : 0.0f;
 }
 
@@ -77,7 +78,8 @@ void backward_step(float *__restrict grad, float *__restrict grad_leak, const fl
   const float *__restrict threshold = at.threshold, *__restrict unit = at.unit, *__restrict leak = at.leak;
   for (int c = 0; c < width; ++c) {
     const float h = charged[c], passed = slope(h, threshold[c], unit[c], set);
-    const float cut = hard ? (size_of(h, set.is_signed) > onset(threshold[c], unit[c], set.smallest) ? 1.0f : 0.0f) : unit[c] * passed;
+    const float cut = hard ? (size_of(h, set.is_signed) > onset(threshold[c], unit[c], set.smallest) ? 1.0f : 0.0f)
+                           : unit[c] * passed;
     const float grad_h = grad_events[c] * passed + (grad[c] - grad[c] * cut);
     grad_x[c] = grad_h;
     grad_leak[c] += grad_h * before[c];

@@ -179,10 +179,10 @@ struct Dropout {
 // Rows whose target is kIgnored get a loss and a gradient of 0; every other target is 0 to classes - 1.
 struct CrossEntropyForward {
   int64_t classes;
-  Values logits;                           // [rows, classes]
-  const int64_t *targets;                  // [rows]
-  float *losses, *log_totals, *largest;    // [rows]
-  int64_t *where;                          // [rows], of the largest
+  Values logits;                         // [rows, classes]
+  const int64_t *targets;                // [rows]
+  float *losses, *log_totals, *largest;  // [rows]
+  int64_t *where;                        // [rows], of the largest
 };
 
 struct CrossEntropyBackward {

@@ -36,9 +36,8 @@ float sum_of(const float *lanes) {
 float largest_of(const Values &logits, int64_t classes, int64_t row) {
   float top[kBlock], buffer[kBlock];
   for (float &value : top) value = -INFINITY;
-  for_blocks(classes, [&](int64_t at, int width) {
-    raise(top, read(logits, row * classes + at, width, buffer), width);
-  });
+  for_blocks(classes,
+             [&](int64_t at, int width) { raise(top, read(logits, row * classes + at, width, buffer), width); });
   float largest = top[0];
   for (const float value : top) largest = largest < value ? value : largest;
   return largest;

@@ -99,10 +99,8 @@ void wkv_forward(int threads, Dims batch, Dims time, Dims channels, Address deca
                  Typed gate, Address state, Typed y, Address state_out, Address checkpoints) {
   const Shape shape{batch, time, channels};
   run(active.load()->wkv_forward,
-      WkvForward{{shape, in(decay), in(first), in(k), in(v), in(gate), in(state)},
-                 out(y),
-                 out(state_out),
-                 out(checkpoints)},
+      WkvForward{
+          {shape, in(decay), in(first), in(k), in(v), in(gate), in(state)}, out(y), out(state_out), out(checkpoints)},
       threads, shape);
 }
 
@@ -128,7 +126,13 @@ void lif_forward(int threads, Dims batch, Dims time, Dims channels, float tau, f
                  Address membrane, Address residual, Address spikes, Address membrane_out, Address checkpoints) {
   const Shape shape{batch, time, channels};
   run(active.load()->lif_forward,
-      LifForward{shape, {tau, threshold, alpha}, in(x), in(membrane), in(residual), out(spikes), out(membrane_out),
+      LifForward{shape,
+                 {tau, threshold, alpha},
+                 in(x),
+                 in(membrane),
+                 in(residual),
+                 out(spikes),
+                 out(membrane_out),
                  out(checkpoints)},
       threads, shape);
 }
@@ -138,46 +142,55 @@ void lif_backward(int threads, Dims batch, Dims time, Dims channels, float tau, 
                   Address grad_membrane_in) {
   const Shape shape{batch, time, channels};
   run(active.load()->lif_backward,
-      LifBackward{shape, {tau, threshold, alpha}, in(x), in(membrane), in(checkpoints), in(grad_spikes),
-                  in(grad_membrane), out(grad_x), out(grad_membrane_in)},
+      LifBackward{shape,
+                  {tau, threshold, alpha},
+                  in(x),
+                  in(membrane),
+                  in(checkpoints),
+                  in(grad_spikes),
+                  in(grad_membrane),
+                  out(grad_x),
+                  out(grad_membrane_in)},
       threads, shape);
 }
 
-EventSettings settings(float levels, float smallest, float window, bool is_signed, bool hard, Address threshold, Address unit) {
+EventSettings settings(float levels, float smallest, float window, bool is_signed, bool hard, Address threshold,
+                       Address unit) {
   return {levels, smallest, window, is_signed, hard, in(threshold), in(unit)};
 }
 
-void event_forward(int threads, Dims batch, Dims time, Dims channels, float levels, float smallest, float window, bool is_signed,
-                   bool hard, Address threshold, Address unit, Typed x, Address leak, Address membrane, Typed events,
-                   Address membrane_out, Address checkpoints) {
+void event_forward(int threads, Dims batch, Dims time, Dims channels, float levels, float smallest, float window,
+                   bool is_signed, bool hard, Address threshold, Address unit, Typed x, Address leak, Address membrane,
+                   Typed events, Address membrane_out, Address checkpoints) {
   const Shape shape{batch, time, channels};
   run(active.load()->event_forward,
-      EventForward{shape, settings(levels, smallest, window, is_signed, hard, threshold, unit), in(x), in(leak), in(membrane),
-                   out(events), out(membrane_out), out(checkpoints)},
+      EventForward{shape, settings(levels, smallest, window, is_signed, hard, threshold, unit), in(x), in(leak),
+                   in(membrane), out(events), out(membrane_out), out(checkpoints)},
       threads, shape);
 }
 
-void event_backward(int threads, Dims batch, Dims time, Dims channels, float levels, float smallest, float window, bool is_signed,
-                    bool hard, Address threshold, Address unit, Typed x, Address leak, Address membrane,
+void event_backward(int threads, Dims batch, Dims time, Dims channels, float levels, float smallest, float window,
+                    bool is_signed, bool hard, Address threshold, Address unit, Typed x, Address leak, Address membrane,
                     Address checkpoints, Typed grad_events, Address grad_membrane, Typed grad_x, Address grad_leak,
                     Address grad_membrane_in) {
   const Shape shape{batch, time, channels};
   run(active.load()->event_backward,
-      EventBackward{shape, settings(levels, smallest, window, is_signed, hard, threshold, unit), in(x), in(leak), in(membrane),
-                    in(checkpoints), in(grad_events), in(grad_membrane), out(grad_x), out(grad_leak),
+      EventBackward{shape, settings(levels, smallest, window, is_signed, hard, threshold, unit), in(x), in(leak),
+                    in(membrane), in(checkpoints), in(grad_events), in(grad_membrane), out(grad_x), out(grad_leak),
                     out(grad_membrane_in)},
       threads, shape);
 }
 
-void point_event_forward(int threads, Dims rows, Dims channels, float levels, float smallest, float window, bool is_signed,
-                         Address threshold, Address unit, Typed x, Typed events) {
+void point_event_forward(int threads, Dims rows, Dims channels, float levels, float smallest, float window,
+                         bool is_signed, Address threshold, Address unit, Typed x, Typed events) {
   run(active.load()->point_event_forward,
-      PointEvent{channels, settings(levels, smallest, window, is_signed, true, threshold, unit), in(x), {}, out(events)},
+      PointEvent{
+          channels, settings(levels, smallest, window, is_signed, true, threshold, unit), in(x), {}, out(events)},
       threads, rows, rows * channels);
 }
 
-void point_event_backward(int threads, Dims rows, Dims channels, float levels, float smallest, float window, bool is_signed,
-                          Address threshold, Address unit, Typed x, Typed grad_events, Typed grad_x) {
+void point_event_backward(int threads, Dims rows, Dims channels, float levels, float smallest, float window,
+                          bool is_signed, Address threshold, Address unit, Typed x, Typed grad_events, Typed grad_x) {
   run(active.load()->point_event_backward,
       PointEvent{channels, settings(levels, smallest, window, is_signed, true, threshold, unit), in(x), in(grad_events),
                  out(grad_x)},
@@ -266,8 +279,8 @@ void divergence_forward(int threads, Dims rows, Dims classes, Typed logits, Type
 void divergence_backward(int threads, Dims rows, Dims classes, Typed logits, Typed teacher, Address log_totals,
                          Address teacher_log_totals, Address grad_divergences, Typed grad) {
   run(active.load()->divergence_backward,
-      DivergenceBackward{classes, in(logits), in(teacher), in(log_totals), in(teacher_log_totals),
-                         in(grad_divergences), out(grad)},
+      DivergenceBackward{classes, in(logits), in(teacher), in(log_totals), in(teacher_log_totals), in(grad_divergences),
+                         out(grad)},
       threads, rows, rows * classes);
 }
 

@@ -90,8 +90,8 @@ void gate_backward(const GateBackward &op, int64_t begin, int64_t end) {
   float gate[kRow], x[kRow], grad[kRow], gate_buffer[kRow], x_buffer[kRow];
   for_blocks(op.elements, begin, end, [&](int64_t at, int width) {
     float *grad_gate = place(op.grad_gate, at, gate_buffer), *grad_x = place(op.grad_x, at, x_buffer);
-    gate_row_backward(width, read(op.gate, at, width, gate), read(op.x, at, width, x),
-                      read(op.grad_y, at, width, grad), grad_gate, grad_x);
+    gate_row_backward(width, read(op.gate, at, width, gate), read(op.x, at, width, x), read(op.grad_y, at, width, grad),
+                      grad_gate, grad_x);
     finish(op.grad_gate, at, width, grad_gate);
     finish(op.grad_x, at, width, grad_x);
   });

@@ -177,8 +177,8 @@ void backward_tile(const WkvBackward &op, const Tile &tile) {
     const int64_t begin = chunk * kChunk;
     const int steps = static_cast<int>(chunk == last ? time - begin : kChunk);
     const int64_t at = (tile.batch * time + begin) * channels + tile.channel;
-    const float *start = chunk == 0 ? op.in.state + state_at
-                                    : op.checkpoints + (tile.batch * last + chunk - 1) * states + tile.channel;
+    const float *start =
+        chunk == 0 ? op.in.state + state_at : op.checkpoints + (tile.batch * last + chunk - 1) * states + tile.channel;
     run.load(start, channels, width);
     for (int s = 0; s < steps; ++s)
       replay_step(run, &traces[s], width, decay, first, read(op.in.k, at + s * channels, width, rows.k),
