@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ __all__ = [
 
 FEW_ROWS = 8
 """Most vectors that `linear` multiplies one by one."""
+
+MOST_LEVELS = 2**23
+"""Largest event: float32 has no fraction beyond it that could be rounded up."""
 
 START_EXPONENT = -1e38
 """Max exponent of a WKV state that has seen nothing."""
@@ -85,7 +88,8 @@ def gated_wkv(
     """sigmoid(gate) times y of `wkv`, in `dtype` (None: that of y), and the state; gate [B, T, C]."""
     expect("gate", gate, dimensions(k))
     inputs = *_wkv_inputs(decay, first, k, v, state), gate
-    return choose(backend, *inputs).gated_wkv(*inputs, floating(dtype, widest(*inputs)))
+    kernels = choose(backend, *inputs)
+    return kernels.gated_wkv(*inputs, widest(*inputs) if dtype is None else floating(dtype, k.dtype))
 
 
 def _wkv_inputs(
@@ -197,9 +201,8 @@ def event(
     """
     if reset not in ("hard", "soft"):
         raise ValueError(f"reset={reset!r} is not one of 'hard', 'soft'")
-    expect_between("levels", levels, 1, 2**23)  # beyond, float32 has no fraction to round up
-    expect_between("smallest", smallest, 1, levels)
-    expect_between("window", window, 0, math.inf)
+    if not (1 <= smallest <= levels <= MOST_LEVELS and 0 <= window < math.inf):
+        _refuse_event_settings(levels, smallest, window)
     channels = dimensions(x)[2]
     expect("threshold", threshold, (channels,))
     expect("unit", unit, (channels,))
@@ -209,13 +212,20 @@ def event(
         expect("leak", leak, (channels,))
         tensors = *tensors, leak
     kernels = choose(backend, *tensors)
-    settings = int(levels), int(smallest), signed, reset == "hard", float(window), floating(dtype, widest(*tensors))
+    dtype = widest(*tensors) if dtype is None else floating(dtype, x.dtype)
+    settings = int(levels), int(smallest), signed, reset == "hard", float(window), dtype
     return kernels.event(x, threshold.detach(), unit.detach(), leak, membrane, *settings)
+
+
+def _refuse_event_settings(levels: int, smallest: int, window: float) -> NoReturn:
+    expect_between("levels", levels, 1, MOST_LEVELS)
+    expect_between("smallest", smallest, 1, levels)
+    raise ValueError(f"window={window!r} must be at least 0 and finite")
 
 
 def tally(events: Tensor, levels: int, *, backend: str = "auto") -> Tensor:
     """How many events [..., C] are not 0, and how many are the largest, `levels`: [2] integers."""
-    expect_between("levels", levels, 1, 2**23)
+    expect_between("levels", levels, 1, MOST_LEVELS)
     if events.dim() == 0:
         raise ValueError("events are a scalar, expected [..., C]")
     return choose(backend, events).tally(events, levels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -28,12 +27,10 @@ def expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
 
 
-def expect_between(name: str, value: float, low: float, high: float) -> float:
-    """`value` if low <= value <= high, else a ValueError; NaN is in no range."""
+def expect_between(name: str, value: float, low: float, high: float) -> None:
+    """ValueError unless low <= value <= high."""
     if not low <= value <= high:
-        bound = f"at least {low}" if high == math.inf else f"{low} to {high}"
-        raise ValueError(f"{name}={value!r} must be {bound}")
-    return value
+        raise ValueError(f"{name}={value!r} must be {low} to {high}")
 
 
 def expect_mixes(mixes: Sequence[Tensor], channels: int) -> None:
@@ -76,7 +73,7 @@ def counted(targets: Tensor) -> Tensor:
 
 
 def floating(dtype: torch.dtype | None, otherwise: torch.dtype) -> torch.dtype:
-    """The type asked for, which must be a floating one, or else the other."""
+    """The type asked for, which must be a floating-point one; `otherwise` if none was."""
     if dtype is None:
         return otherwise
     if not dtype.is_floating_point:
