@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 from spikegpt import checkpoint
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.engine import EventModel, pack, run
+from spikegpt.engine.fixed.model import FixedModel
+from spikegpt.engine.fixed.run import FixedEventModel
 from spikegpt.engine.integers import IntegerModel
 from spikegpt.engine.packed import PACKED, _digest, read
 from spikegpt.engine.plan import mix_plans, prepared, site_plans
@@ -248,12 +250,20 @@ def test_the_engine_refuses_states_ids_and_logits_of_another_size(model: SpikeGP
 
 
 @needs_engine
-def test_calls_check_what_they_are_given(model: SpikeGPT) -> None:
-    engine = EventModel.of(model)
+@pytest.mark.parametrize("kind", ["event", "fixed"])
+def test_calls_check_the_ids_that_they_are_given(kind: str, model: SpikeGPT) -> None:
+    if kind == "fixed":
+        torch.manual_seed(0)
+        memoryless = SpikeGPT(dataclasses.replace(CONFIG, event=EventConfig()))
+        engine = FixedEventModel(FixedModel.of(IntegerModel.of(memoryless.eval())))
+    else:
+        engine = EventModel.of(model)
     stream = engine.stream()
     before = stream.state()
     for call in (engine, lambda ids: stream.read(ids[0].numpy())):
         for token in (-1, 256, 10**12):
+            with pytest.raises(IndexError, match="not in the vocabulary"):
+                stream.step(token)
             with pytest.raises(IndexError, match=f"token {token} is not in the vocabulary"):
                 call(torch.tensor([[1, token, 2]]))
         for wrong in (torch.tensor([[1.7, 2.0]]), torch.tensor([[True, False]])):
@@ -264,6 +274,11 @@ def test_calls_check_what_they_are_given(model: SpikeGPT) -> None:
     with pytest.raises(UsageError, match=r"ids must be one row of tokens, not \[1, 2\]"):
         stream.read(np.zeros((1, 2), np.int64))
     assert all(torch.equal(a, b) for a, b in zip(stream.state().named().values(), before.named().values(), strict=True))
+
+
+@needs_engine
+def test_states_that_are_not_numbers_and_too_many_threads_are_refused(model: SpikeGPT) -> None:
+    engine = EventModel.of(model)
     for number in (torch.nan, torch.inf, -torch.inf):
         state = engine.init_state()
         state.named()["blocks.0.att.shift"][0, 5] = number

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Ids
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from .meter import EventMeter, counters_of
 from .packed import is_packed, read
 from .plan import mix_plans, prepared, site_plans
 from .state_layout import Layout
-from .turns import Sequence, Spikes, as_ids
+from .turns import Sequence, Spikes, as_id, as_ids
 
 try:
     import spikegpt.engine._engine as _engine  # pyright: ignore[reportMissingImports] (built on installation)
@@ -223,12 +222,7 @@ class Stream:
 
     def step(self, token: int) -> Tensor:
         """Read one token; logits [V] of the next, overwritten by the next step."""
-        try:
-            self._id[0] = index(token)
-        except TypeError:
-            raise UsageError(f"ids must be whole numbers, not {type(token).__name__}") from None
-        except OverflowError:
-            raise IndexError(f"token {token} is not in the vocabulary") from None
+        self._id[0] = as_id(token)
         self._run(self._id)
         return self._logits[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal
 
 import numpy as np
@@ -69,6 +70,17 @@ class Sequence:
         "mask": a bit a neuron, the lowest first, each site from a new byte on; "sizes": an int8 a neuron.
         """
         return self.native.take_spikes()
+
+
+def as_id(token: int) -> int:
+    """A token's id; UsageError for what is no whole number, IndexError for one that no vocabulary has."""
+    try:
+        id = index(token)
+    except TypeError:
+        raise UsageError(f"ids must be whole numbers, not {type(token).__name__}") from None
+    if not 0 <= id < 2**63:
+        raise IndexError(f"token {id} is not in the vocabulary")
+    return id
 
 
 def as_ids(ids: Ids[int] | np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from ..integers import GROUP
 from ..meter import EventMeter, counters_of
 from ..run import MISSING, _engine, useful_threads
 from ..state_layout import Layout
+from ..turns import as_id, as_ids
 from .formats import EMBEDDING_FRACTION
 from .model import FixedModel
 
@@ -84,10 +85,9 @@ class FixedEventModel:
             raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
         rows = self._rows(state, len(ids))
         logits = torch.empty(*ids.shape, self.config.vocab_size, dtype=torch.int32)
-        tokens = ids.to("cpu", torch.int64).contiguous().numpy()
-        for sequence in range(len(ids)):
+        for sequence, tokens in enumerate(ids.cpu().numpy()):
             self._engine.run(
-                tokens[sequence], rows[sequence].numpy(), logits[sequence].numpy(), False, self._dense,
+                as_ids(tokens), rows[sequence].numpy(), logits[sequence].numpy(), False, self._dense,
                 counters_of(self._engine),
             )  # fmt: skip
         return logits, self._layout.view(rows)
@@ -99,17 +99,14 @@ class FixedEventModel:
 
     def stream(self, state: State | None = None) -> FixedStream:
         """One text read token by token from `state` on: the fastest way to generate."""
-        return FixedStream(
-            self._engine, self._layout, self._rows(state, 1), self.config.vocab_size, self.formats.logit.fraction,
-            self._dense,
-        )  # fmt: skip
+        return self._stream(self._rows(state, 1))
 
-    def read(self, ids: Sequence[int], state: State | None = None) -> State:
-        """The state after reading one text's tokens, of which no logits are wanted."""
-        stream = self.stream(state)
-        if len(ids):
-            stream.read(ids)
-        return stream.state()
+    def read(self, ids: Tensor, state: State | None = None) -> State:
+        """The state after ids [B, T] int64, of which no logits are wanted."""
+        rows = self._rows(state, len(ids))
+        for row, tokens in zip(rows, ids.cpu().numpy(), strict=True):
+            self._stream(row[None]).read(tokens)
+        return self._layout.view(rows)
 
     def dense(self) -> FixedEventModel:
         """This model on the same engine, but reading every weight, as an engine without events would."""
@@ -120,6 +117,11 @@ class FixedEventModel:
     def meter(self, *, neurons: bool = True) -> EventMeter:
         """A context that counts the events of this thread's calls; with `neurons` also those of each neuron."""
         return EventMeter(self._engine, neurons)
+
+    def _stream(self, rows: Tensor) -> FixedStream:
+        return FixedStream(
+            self._engine, self._layout, rows, self.config.vocab_size, self.formats.logit.fraction, self._dense
+        )
 
     def _rows(self, state: State | None, batch_size: int) -> Tensor:
         if state is None:
@@ -142,14 +144,14 @@ class FixedStream:
 
     def step(self, token: int) -> Tensor:
         """Read one token; logits [V] of the next, overwritten by the next step."""
-        self._id[0] = token
+        self._id[0] = as_id(token)
         return self._run(self._id)
 
     def read(self, ids: Sequence[int] | np.ndarray) -> Tensor:
         """Read many tokens, faster than one by one; logits [V] after the last."""
         if len(ids) == 0:
             raise UsageError("there is no token to read")
-        return self._run(np.asarray(ids, np.int64))
+        return self._run(as_ids(ids))
 
     def state(self) -> State:
         """A copy of the state after all that was read."""
