@@ -28,6 +28,7 @@ from .serve import serve
 from .spikify import spikify
 from .trace import trace
 from .train import train
+from .verify import verify
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "pack": pack,
     "trace": trace,
     "profile": profile,
+    "verify": verify,
     "info": info,
 }
 

@@ -23,3 +23,29 @@ def export_c(model: Source, out: Out) -> None:
     typer.echo(
         f"{out}: {fixed.config.n_layer} x {fixed.config.n_embd}, {fixed.bits}-bit weights; cmake -S {out} -B build"
     )
+
+
+@app.command("nir")
+def export_nir(
+    model: Source,
+    out: Out,
+    dialect: Annotated[
+        str, typer.Option(help="How the simulator steps a LIF: euler, unit, exp (docs/hardware.md).")
+    ] = "euler",
+    uniform: Annotated[bool, typer.Option("--uniform", help="One threshold a node, inputs scaled instead.")] = False,
+    compat: Annotated[str, typer.Option(help="Oldest nir that must read the files: 1.0.4 or 1.0.8.")] = "1.0.8",
+    text: Annotated[str | None, typer.Option(help="The text of the trace.", show_default="a sentence")] = None,
+    only: Annotated[str, typer.Option(help="Segments whose name contains this.")] = "",
+) -> None:
+    """NIR graphs of neurons and matrices, with what the host computes between them and a trace to verify against."""
+    from ..export.nir.write import TEXT
+    from ..export.nir.write import export_nir as run
+    from ..loading import model_directory
+
+    manifest = run(
+        model_directory(model), out, dialect=dialect, uniform=uniform, compat=compat, text=text or TEXT, only=only
+    )
+    typer.echo(
+        f"{out}: {len(manifest['order'])} segments; {manifest['host_share']:.1%} of the weights stay on the host; "
+        f"spikegpt verify {out} --simulator norse"
+    )

@@ -20,6 +20,7 @@ from ...model.state import State
 from ...tokenizer import Tokenizer
 from ..integers import GROUP
 from ..meter import EventMeter, counters_of
+from ..packed import read_fixed
 from ..run import MISSING, _engine, useful_threads
 from ..state_layout import Layout
 from ..turns import as_id, as_ids
@@ -61,8 +62,6 @@ class FixedEventModel:
     @staticmethod
     def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> FixedEventModel:
         """The engine for an event-driven model's directory; what it does not hold in integers is made in memory."""
-        from ..packed import read_fixed  # imports this package
-
         return FixedEventModel(*read_fixed(Path(directory)), threads=threads)
 
     @property
