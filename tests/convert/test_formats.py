@@ -24,6 +24,9 @@ def expected():
         ("rwkv-4.pth", 1e-5),
         ("rwkv-4-float32.bin", 1e-5),
         ("rwkv-4-float16.bin", 2e-3),
+        ("transformers/safetensors", 1e-5),
+        ("transformers/sharded", 1e-5),
+        ("transformers/pickled", 1e-5),
     ],
 )
 @torch.no_grad()
