@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.corpus import PIECE, expand, pieces, read_documents
+from .data.corpus import PIECE, kind, pieces
+from .data.encode import encode, encoded
 from .errors import UsageError, UserError
 from .model.protocol import LanguageModel, evaluating, tokenizer_of
 from .tokenizer import Tokenizer
@@ -38,7 +39,8 @@ class Evaluation:
     """2 to the bits per token; infinite where that passes a float."""
     tokens: int
     bytes: int
-    """Bytes of the raw text."""
+    """Bytes of UTF-8 text that the tokens stand for: all of the text, in the tokenizer's normal form if it has one, without
+    the ends of documents."""
     spike_rate: float
     """Share of neuron-steps with a spike; 0 for a model without neurons."""
 
@@ -59,12 +61,14 @@ def evaluate(
     """Bits per byte of a text, or of the file or folder that `source` (a Path, or a str that names one) stands for.
 
     The state is carried through all of it; `chunk`, `streams` and `report` as in `bits_on_tokens`. Raises UsageError
-    where the model has no tokenizer, UserError where a file cannot be read.
+    where the model has no tokenizer and where `source` looks like a path but nothing is there, UserError where a file
+    cannot be read.
     """
     if isinstance(source, os.PathLike) or _is_path(source):
         return evaluate_files(model, [Path(source)], tokenizer=tokenizer, chunk=chunk, streams=streams, report=report)
-    ids = tokenizer_of(model, tokenizer).encode(source)
-    return bits_on_tokens(model, ids, len(source.encode()), chunk=chunk, streams=streams, report=report)
+    tokenizer = tokenizer_of(model, tokenizer)
+    ids = np.concatenate(list(encode(pieces(source, PIECE), tokenizer)))
+    return bits_on_tokens(model, ids, tokenizer.text_bytes(ids), chunk=chunk, streams=streams, report=report)
 
 
 def evaluate_files(
@@ -76,18 +80,12 @@ def evaluate_files(
     streams: int = 1,
     report: Report | None = None,
 ) -> Evaluation:
-    """Bits per byte of files, folders and globs (see `corpus.expand`), read as one text.
+    """Bits per byte of files, folders and globs (see `corpus.read_files`), read as one text.
 
     As in training, the end of a file is a token of its own, if the tokenizer has one; it adds no bytes.
     """
-    tokenizer = tokenizer_of(model, tokenizer)
-    end = [] if tokenizer.eos_id is None else [np.array([tokenizer.eos_id])]
-    ids, n_bytes = [np.empty(0, np.int32)], 0
-    for path in expand(paths):
-        for document in read_documents(path):
-            ids += tokenizer.encode_many(list(pieces(document.text, PIECE))) + (end if document.ends else [])
-            n_bytes += len(document.text.encode())
-    return bits_on_tokens(model, np.concatenate(ids), n_bytes, chunk=chunk, streams=streams, report=report)
+    with encoded(paths, tokenizer_of(model, tokenizer)) as text:
+        return bits_on_tokens(model, text.ids, text.n_bytes, chunk=chunk, streams=streams, report=report)
 
 
 def bits_on_tokens(
@@ -111,15 +109,15 @@ def bits_on_tokens(
     if chunk < 1 or streams < 1:
         raise UsageError(f"chunk={chunk} and streams={streams} must be above zero")
     device = model.device
-    inputs, targets = _streams(ids, streams)
     nats = math.log(model.config.vocab_size)
-    state = None
+    state, read = None, 1
     with torch.inference_mode(), evaluating(model), model.meter() as meter:
-        for start in range(0, inputs.shape[1], chunk):
-            logits, state = model(inputs[:, start : start + chunk].to(device), state)
-            nats += _nats(logits, targets[:, start : start + chunk].to(device))
+        for inputs, targets in _chunks(ids, streams, chunk):
+            logits, state = model(inputs.to(device), state)
+            nats += _nats(logits, targets.to(device))
+            read += inputs.numel()
             if report is not None:
-                report(min((start + chunk) * len(inputs), len(ids)), len(ids))
+                report(min(read, len(ids)), len(ids))
     if math.isnan(nats):
         raise UserError("the model predicts no numbers (NaN); its weights may come from a run that diverged")
     bits = nats / math.log(2)
@@ -133,15 +131,20 @@ def bits_on_tokens(
     )
 
 
-def _streams(ids: np.ndarray, streams: int) -> tuple[Tensor, Tensor]:
-    """ids [N] as inputs and targets [streams, T]; targets beyond the end are -100."""
+def _chunks(ids: np.ndarray, streams: int, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets, int64 [streams, T] with T = `chunk` but at the end; targets beyond the end are -100."""
     count = len(ids) - 1
     length = -(-count // max(1, min(streams, count)))
-    rows = -(-count // length)
-    inputs = np.zeros(rows * length, np.int64)
-    targets = np.full(rows * length, -100, np.int64)
-    inputs[:count], targets[:count] = ids[:-1], ids[1:]
-    return torch.from_numpy(inputs).view(rows, length), torch.from_numpy(targets).view(rows, length)
+    firsts = range(0, count, length)
+    for start in range(0, length, chunk):
+        width = min(chunk, length - start)
+        inputs = np.zeros((len(firsts), width), np.int64)
+        targets = np.full((len(firsts), width), -100, np.int64)
+        for row, first in enumerate(firsts):
+            found = ids[first + start : min(first + start + width, count) + 1]
+            if len(found) > 1:
+                inputs[row, : len(found) - 1], targets[row, : len(found) - 1] = found[:-1], found[1:]
+        yield torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 def _nats(logits: Tensor, targets: Tensor) -> float:
@@ -155,4 +158,19 @@ def _power_of_two(exponent: float) -> float:
 
 
 def _is_path(source: str) -> bool:
-    return "\n" not in source and len(source) < 1024 and os.path.exists(source)
+    """Whether the text names a file, folder or pattern that is there; UsageError if it can only be meant to."""
+    if "\n" in source or "\0" in source or not 0 < len(source) < 1024:
+        return False
+    path = Path(source)
+    try:
+        if path.exists():
+            return True
+    except OSError:  # a name that no file can have
+        return False
+    is_one_word = not any(char.isspace() for char in source)
+    if kind(path) is not None or (is_one_word and (os.sep in source or "/" in source)):
+        raise UsageError(
+            f"there is no {source}; to evaluate these characters as a text, end them with a line end; for a pattern, pass "
+            "a Path"
+        )
+    return False

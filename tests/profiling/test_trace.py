@@ -16,6 +16,7 @@ from tiny import make_model
 
 from spikegpt.cli import main
 from spikegpt.config import EventConfig, ModelConfig
+from spikegpt.data.corpus import Document
 from spikegpt.errors import UserError
 from spikegpt.model.neurons import Neuron
 from spikegpt.model.spikegpt import SpikeGPT
@@ -114,7 +115,8 @@ def test_what_cannot_be_traced_is_refused(tmp_path: Path, kind: str, options: di
 
 def test_either_a_text_or_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
-    assert "".join(texts(None, [tmp_path / "a.txt"])) == TEXT
+    assert list(texts(None, [tmp_path / "a.txt"])) == [Document(TEXT, True)]
+    assert list(texts(TEXT, None)) == [TEXT]
     for both in ((None, None), (TEXT, [tmp_path / "a.txt"])):
         with pytest.raises(UserError, match="not both"):
             texts(*both)

@@ -1,5 +1,6 @@
 """Files to documents, documents to token files, token files to batches: nothing lost, nothing read twice."""
 
+import codecs
 import errno
 import gzip
 import json
@@ -7,20 +8,21 @@ import lzma
 import os
 import random
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from spikegpt.data import corpus, token_file
+from spikegpt.data import corpus, encode, token_file
 from spikegpt.data import tokens as data
 from spikegpt.data.batches import Windows, sequential
 from spikegpt.data.corpus import cut_between_words, documents, expand, pieces
 from spikegpt.data.token_file import TokenFile
 from spikegpt.data.tokens import prepare, prepare_files
 from spikegpt.errors import UsageError, UserError
-from spikegpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
+from spikegpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, kinds, train_bpe
 
 BYTES = ByteTokenizer()
 BOOKS = [f"Book {i}: " + "né à Paris, he sat.\n\nThe end. " * (3 + i % 7) + "\n" * (3 + i % 3) for i in range(40)]
@@ -120,14 +122,57 @@ def test_json_lines(tmp_path: Path) -> None:
     assert list(documents(write(tmp_path / "a.jsonl", "\n".join(lines)))) == ["é\n\n\nb\n", "c\n"]
 
 
-@pytest.mark.parametrize(
-    "line", ['{"txt": "a"}', "{", '{"text": 3}', '["text"]', r'{"text": "\ud800"}', b'{"text": "\xff"}']
-)
-def test_a_json_line_without_text_is_named(tmp_path: Path, line: str | bytes) -> None:
+NO_TEXT = ['{"txt": "a"}', "{", '{"text": 3}', '["text"]', "7", b'{"text": "\xff"}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("line", NO_TEXT, ids=lambda line: line[:12])
+def test_a_json_line_without_text_is_left_out_and_said_once(tmp_path: Path, line: str | bytes) -> None:
     raw = line if isinstance(line, bytes) else line.encode()
-    path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n\n' + raw + b"\n")
-    with pytest.raises(UserError, match=r"line 3 of .*a\.jsonl"):
-        list(documents(path))
+    write(tmp_path / "a.jsonl", b'{"text": "a"}\n\n' + raw + b"\n" + raw + b'\n{"text": "b"}')
+    write(tmp_path / "b.txt", "c")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            assert list(documents(tmp_path)) == ["a\n", "b\n", "c"]
+    assert len(said) == 1
+    assert re.search(r"a\.jsonl: left out 2 of 4 lines: line 3 is not a JSON object", str(said[0].message))
+
+
+@pytest.mark.parametrize("line", NO_TEXT, ids=lambda line: line[:12])
+def test_json_lines_without_any_text_are_refused(tmp_path: Path, line: str | bytes) -> None:
+    raw = line if isinstance(line, bytes) else line.encode()
+    with pytest.raises(UserError, match=r"line 2 of .*a\.jsonl is not a JSON object .* no other"):
+        list(documents(write(tmp_path / "a.jsonl", b"\n" + raw + b"\n" + raw)))
+
+
+def test_half_a_surrogate_pair_in_json_is_replaced_and_said_once(tmp_path: Path) -> None:
+    lines = [r'{"text": "whole \ud83d\ude42"}', r'{"text": "half \ud83d of"}', r'{"text": "\ude42\ud83d"}']
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    with pytest.warns(UserWarning, match=r"2 lines hold half a surrogate pair.*line 2") as said:
+        assert list(documents(path)) == ["whole 🙂\n", "half \ufffd of\n", "\ufffd\ufffd\n"]
+    assert len(said) == 1
+
+
+def test_a_line_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "LONGEST_LINE", 40)
+    fits = json.dumps({"text": "x" * 27})
+    for end in ("", "\n"):
+        path = write(tmp_path / "a.jsonl", f"{json.dumps({'text': 'y' * 300})}\n{fits}\n{fits}z{end}")
+        with pytest.warns(UserWarning, match="left out 2 of 3 lines: line 1"):
+            assert list(documents(path)) == ["x" * 27 + "\n"]
+
+
+@pytest.mark.parametrize("block", [1, 2, 1 << 20])
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(corpus, "_BLOCK", block)
+    for name, raw in (("a.txt", b"one\n\n\ntwo"), ("b.jsonl", b'{"text": "c"}\n{"text": "d"}'), ("c.md", b"")):
+        plain, marked = write(tmp_path / name, raw), write(tmp_path / f"marked-{name}", codecs.BOM_UTF8 + raw)
+        assert list(documents(plain)) == list(documents(marked))
+    assert list(documents(write(tmp_path / "d.txt", "a\ufeffb"))) == ["a\ufeffb"]
+    with pytest.raises(UserError, match="byte 5 is not UTF-8"):
+        list(documents(write(tmp_path / "e.txt", codecs.BOM_UTF8 + b"ab\xff")))
+    with pytest.raises(UserError, match="UTF-16"):
+        list(documents(write(tmp_path / "f.txt", "windows".encode("utf-16"))))
 
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
@@ -212,7 +257,8 @@ def test_batches_and_pieces_change_nothing(
     book: Path, bpe: BPETokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepare(book, bpe, tmp_path / "a", valid=0.2)
-    monkeypatch.setattr(data, "PIECE", 40)
+    monkeypatch.setattr(encode, "PIECE", 40)
+    monkeypatch.setattr(kinds, "AT_ONCE", 90)
     monkeypatch.setattr(data, "_BATCH", 200)
     parts = prepare(book, bpe, tmp_path / "b", valid=0.2)
     assert [file.hash for file in parts if file] == [file.hash for file in whole if file]

@@ -8,8 +8,10 @@ import gzip
 import json
 import lzma
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -23,6 +25,8 @@ PACKED: dict[str, Callable[[Path], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.o
 SEPARATOR = "\n\n\n"
 LONGEST_DOCUMENT = 1 << 24
 """Characters; a longer document is cut into several, so that none has to be wholly in memory."""
+LONGEST_LINE = 1 << 25
+"""Bytes of a line of JSON; a longer one is left out, for it cannot be read in parts."""
 PIECE = 1 << 16
 """Characters given to a tokenizer at a time, so that one long document keeps every core busy."""
 
@@ -56,19 +60,30 @@ def expand(paths: Iterable[str | Path] | str | Path) -> list[Path]:
 def documents(
     paths: Iterable[str | Path] | str | Path, *, separator: str | None = SEPARATOR, errors: Errors = "strict"
 ) -> Iterator[str]:
-    """The documents of the files, one after another; those of a text file join to exactly its text.
+    """The texts of `read_files`, one after another; those of a text file join to exactly its text."""
+    for document in read_files(paths, separator=separator, errors=errors):
+        yield document.text
+
+
+def read_files(
+    paths: Iterable[str | Path] | str | Path, *, separator: str | None = SEPARATOR, errors: Errors = "strict"
+) -> Iterator[Document]:
+    """The documents of files, folders and patterns (see `expand`), one after another.
 
     A `.txt` file is split after each `separator` (and the line ends that follow it), any other text file is one
-    document, and so is the key `text` of each line of a `.jsonl` file (with its line end). What is not UTF-8, or is
-    NUL, is a UserError that says where; with `errors="replace"` it becomes U+FFFD (and is counted as such in bytes).
+    document, and so is the key `text` of each line of a `.jsonl` file (with its line end). A byte order mark of UTF-8 is
+    left out.
+
+    In a text file, what is not UTF-8, or is NUL, is a UserError that says where; with `errors="replace"` it becomes
+    U+FFFD (and is counted as such in bytes). In a `.jsonl` file a line without text is left out and half of a surrogate
+    pair is read as U+FFFD, with one warning for the file; if no line has text, that is a UserError.
     """
     for file in expand(paths):
-        for document in read_documents(file, separator=separator, errors=errors):
-            yield document.text
+        yield from read_documents(file, separator=separator, errors=errors)
 
 
 def read_documents(path: Path, *, separator: str | None = SEPARATOR, errors: Errors = "strict") -> Iterator[Document]:
-    """The documents of one file, as `documents` describes."""
+    """The documents of one file, as `read_files` describes."""
     try:
         with open_raw(path) as stream:
             if kind(path) in JSON_LINES:
@@ -155,9 +170,14 @@ def _hidden(path: Path) -> bool:
 def _decode(path: Path, stream: BinaryIO, errors: Errors) -> Iterator[str]:
     """The text of the stream, block by block."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    read = 0
+    block = stream.read(_BLOCK)
+    while len(block) < len(codecs.BOM_UTF8) and (more := stream.read(_BLOCK)):
+        block += more
+    read = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0
+    block = block[read:] or stream.read(_BLOCK)
+    if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and errors == "strict":
+        raise _not_text(path, "its byte order mark is that of UTF-16")
     while True:
-        block = stream.read(_BLOCK)
         waiting = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=not block)
@@ -172,6 +192,7 @@ def _decode(path: Path, stream: BinaryIO, errors: Errors) -> Iterator[str]:
         if not block:
             return
         read += len(block)
+        block = stream.read(_BLOCK)
 
 
 def _not_text(path: Path, why: str) -> UserError:
@@ -204,12 +225,66 @@ def _split(blocks: Iterable[str], separator: str | None) -> Iterator[Document]:
 
 
 def _json_documents(path: Path, stream: BinaryIO, errors: Errors) -> Iterator[Document]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
+    """The texts of a file of JSON lines. What was left out or changed is said once, at the end."""
+    good, bad, halves = 0, _Found(), _Found()
+    for number, line in _lines(stream):
+        if line is not None and not line.strip():
             continue
-        try:
-            text = json.loads(line.decode("utf-8", errors))["text"]
-            text.encode()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f'line {number} of {path} is not a JSON object with a string under "text"') from error
-        yield from _split([text if text.endswith("\n") else text + "\n"], None)
+        text = None if line is None else _text_of(line, errors)
+        if text is None:
+            bad.note(number)
+            continue
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if whole != text:
+            halves.note(number)
+        good += 1
+        yield from _split([whole if whole.endswith("\n") else whole + "\n"], None)
+    what = f'not a JSON object with a string under "text" (of at most {LONGEST_LINE >> 20} MiB)'
+    if bad.count and not good:
+        raise UserError(f"line {bad.first} of {path} is {what}, and no other line is one")
+    # The same text every time: Python's own filter says it once, however often the file is read.
+    if bad.count:
+        warnings.warn(
+            f"{path}: left out {bad.count} of {bad.count + good} lines: line {bad.first} is {what}", stacklevel=1
+        )
+    if halves.count:
+        warnings.warn(
+            f"{path}: {halves.count} lines hold half a surrogate pair, which is no character and is read as U+FFFD (line "
+            f"{halves.first})",
+            stacklevel=1,
+        )
+
+
+@dataclass
+class _Found:
+    """How many lines were found to be of some sort, and which was the first."""
+
+    count: int = 0
+    first: int = 0
+
+    def note(self, number: int) -> None:
+        self.first = self.first or number
+        self.count += 1
+
+
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """The lines with their numbers, a byte order mark left out; None in the place of one that is too long."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if len(line) <= LONGEST_LINE:
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(LONGEST_LINE)
+        yield number, None
+
+
+def _text_of(line: bytes, errors: Errors) -> str | None:
+    """The string under "text" of a line of JSON, if it is such a line."""
+    try:
+        text = json.loads(line.decode("utf-8", errors))["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return text if isinstance(text, str) else None

@@ -13,7 +13,6 @@ import numpy as np
 from ..errors import UserError
 from ..files import read_json, write_json
 from ..tokenizer import Tokenizer
-from .corpus import Document
 
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _READ = 1 << 23  # tokens that `TokenFile.check` reads at a time
@@ -30,7 +29,7 @@ class TokenFile:
             self.n_tokens = _count(about["tokens"])
             """Tokens in the file, N."""
             self.n_bytes = _count(about["bytes"])
-            """Bytes of the raw UTF-8 text that they stand for."""
+            """Bytes of the UTF-8 text that they stand for (`Tokenizer.text_bytes`)."""
             self.n_documents = _count(about["documents"])
             """Documents, or parts of them, in the file."""
             self.hash = str(about["hash"])
@@ -97,15 +96,18 @@ class TokenWriter:
         self._file = self._path.open("wb")
         return self
 
-    def add(self, document: Document, ids: list[np.ndarray]) -> int:
-        """Writes the document's ids, and the end token where its file ends; returns its bytes."""
-        if document.ends and self._tokenizer.eos_id is not None:
-            ids = [*ids, np.array([self._tokenizer.eos_id])]
-        raw = np.concatenate(ids).astype(self._dtype).tobytes()
+    @property
+    def n_tokens(self) -> int:
+        """Tokens written so far."""
+        return self._tokens
+
+    def add(self, ids: np.ndarray) -> int:
+        """Write the ids of one document, or of a part; returns the bytes of text that they stand for."""
+        raw = ids.astype(self._dtype).tobytes()
         self._file.write(raw)
         self._hash.update(raw)
-        self._tokens += len(raw) // self._dtype.itemsize
-        self._bytes += (size := len(document.text.encode()))
+        self._tokens += len(ids)
+        self._bytes += (size := self._tokenizer.text_bytes(ids))
         self._documents += 1
         return size
 

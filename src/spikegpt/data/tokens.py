@@ -18,11 +18,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..errors import UsageError, UserError
 from ..files import write_directory
 from ..tokenizer import Tokenizer
-from .corpus import PIECE, SEPARATOR, Document, Errors, cut_between_words, expand, pieces, read_documents
+from .corpus import SEPARATOR, Document, Errors, cut_between_words, expand, read_documents
+from .encode import encode_documents
 from .token_file import TokenFile, TokenWriter
 
-_FORMAT = 1
-_BATCH = 1 << 23  # characters read ahead
+_FORMAT = 2
+_BATCH = 1 << 22  # characters read ahead
 _SAMPLE = 1 << 16
 
 Paths = Iterable[str | Path] | str | Path
@@ -46,7 +47,7 @@ def prepare(
     errors: Errors = "strict",
     progress: bool = True,
 ) -> Corpus:
-    """Tokenises files (see `corpus.documents`) once, and splits them into training and validation text.
+    """Tokenises files (see `corpus.read_files`) once, and splits them into training and validation text.
 
     About the share `valid` of the bytes is held out, in whole documents chosen by a hash of their text, so that a
     document's side depends neither on its place nor on its file's name. Of a corpus that is a single document the
@@ -185,11 +186,8 @@ def _write_tokens(source: _Source, tokenizer: Tokenizer, split: _Split, folder: 
         task = bar.add_task("tokenising", total=split.bytes)
 
         def tokenise(batch: Sequence[tuple[TokenWriter, Document]]) -> None:
-            texts = [list(pieces(document.text, PIECE)) for _, document in batch]
-            ids = iter(tokenizer.encode_many([piece for text in texts for piece in text]))
-            for (writer, document), text in zip(batch, texts, strict=True):
-                size = writer.add(document, [next(ids) for _ in text])
-                bar.update(task, advance=size)
+            for (writer, _), ids in zip(batch, encode_documents([each for _, each in batch], tokenizer), strict=True):
+                bar.update(task, advance=writer.add(ids))
 
         with ThreadPoolExecutor(1) as worker:
             pending = None

@@ -7,7 +7,7 @@ else is floats, whatever the model calls it, and its products are multiply-accum
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from ..config import EventConfig, ModelConfig
-from ..data.corpus import PIECE, documents, pieces
+from ..data.encode import encoded
 from ..errors import UsageError, UserError
 from ..evaluation import Report
 from ..model.meter import LayerActivity, SiteCounts
 from ..model.protocol import EventCounter, LanguageModel, Meter, evaluating, tokenizer_of
 from ..model.sites import Site, sites_by_neuron
 from ..model.spikegpt import SpikeGPT
-from ..tokenizer import Tokenizer
 from .elementwise import Work, elementwise
 
 Kind = Literal["binary", "ternary", "graded", "float"]
@@ -269,22 +268,25 @@ def profile(
     """
     if chunk < 1 or (tokens is not None and tokens < 1):
         raise UsageError(f"tokens={tokens} and chunk={chunk} must be above zero")
-    ids = data if isinstance(data, np.ndarray) else _read(tokenizer_of(model), data, tokens)
-    ids = torch.from_numpy(np.asarray(ids[:tokens], np.int64))[None].to(model.device)
-    if ids.shape[1] == 0:
+    if not isinstance(data, np.ndarray):
+        with encoded(data, tokenizer_of(model), limit=tokens) as text:
+            return profile(model, text.ids, chunk=chunk, report=report)
+    ids = data[:tokens]
+    if not len(ids):
         raise UserError("there is no text to profile")
     event = model.config.event
     counter = ProductCounter(model, event.levels if event else LARGEST) if isinstance(model, SpikeGPT) else None
     state = None
     with evaluating(model), model.meter() as meter, counter or nullcontext():
-        for start in range(0, ids.shape[1], chunk):
-            _, state = model(ids[:, start : start + chunk], state)
+        for start in range(0, len(ids), chunk):
+            part = torch.from_numpy(ids[start : start + chunk].astype(np.int64))
+            _, state = model(part[None].to(model.device), state)
             if report is not None:
-                report(min(start + chunk, ids.shape[1]), ids.shape[1])
+                report(min(start + chunk, len(ids)), len(ids))
     products = counter.products() if counter else _engine_products(model.config, meter)
     seen = isinstance(model, SpikeGPT)
     return Profile(
-        model.config, ids.shape[1], products, meter.layers(), elementwise(model.config),
+        model.config, len(ids), products, meter.layers(), elementwise(model.config),
         _footprint(model) if seen else None, _connection_sparsity(model) if seen else None,
     )  # fmt: skip
 
@@ -303,24 +305,6 @@ def _from_engine(counts: SiteCounts, site: Site, event: EventConfig) -> Product:
         site.name, kind, counts.inputs, counts.outputs, counts.bits, counts.steps, counts.active, counts.units, None,
         counts.saturated if event.levels > 1 else 0, None,
     )  # fmt: skip
-
-
-def _read(tokenizer: Tokenizer, paths: Sequence[Path], limit: int | None) -> np.ndarray:
-    """The first `limit` tokens of the files, read no further than that."""
-    ids: list[np.ndarray] = [np.empty(0, np.int32)]
-    parts = (tokenizer.encode(piece) for text in documents(paths) for piece in pieces(text, PIECE))
-    for part in _until(parts, limit):
-        ids.append(part)
-    return np.concatenate(ids)
-
-
-def _until(parts: Iterator[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
-    count = 0
-    for part in parts:
-        yield part
-        count += len(part)
-        if limit is not None and count >= limit:
-            return
 
 
 def _footprint(model: nn.Module) -> int:

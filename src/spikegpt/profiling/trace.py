@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.corpus import PIECE, documents, pieces
+from ..data.corpus import Document, read_files
+from ..data.encode import encode
 from ..errors import UsageError
 from ..files import WriteError, write_atomically
 from ..model.neurons import LIF, EventNeuron, Neuron
@@ -48,7 +49,7 @@ class Trace:
 @torch.inference_mode()
 def trace(
     model: SpikeGPT,
-    texts: str | Iterable[str],
+    texts: str | Iterable[str | Document],
     out: str | Path,
     *,
     layers: Sequence[int] | None = None,
@@ -56,6 +57,8 @@ def trace(
     force: bool = False,
 ) -> Trace:
     """Write what the neurons of `layers` do while the model reads the texts, one after another as a single text.
+
+    After a `Document` that ends comes the end of text, as in training and evaluation; after a plain string nothing does.
 
     layers: blocks to watch; None: all, and the neurons of the embedding and the head. chunk: tokens read at a time.
     UsageError: no such layer, no neurons there, no text, or `out` exists and `force` is not set.
@@ -92,11 +95,11 @@ def _write(model: SpikeGPT, neurons: dict[str, Neuron], chunks: Iterator[np.ndar
         return columns.length
 
 
-def texts(text: str | None, data: Sequence[Path] | None) -> Iterable[str]:
+def texts(text: str | None, data: Sequence[Path] | None) -> Iterable[str | Document]:
     """A text, or else the documents of files; UsageError unless exactly one of the two is given."""
     if (text is None) == (not data):
         raise UsageError("give a text to read, or files with --data, and not both")
-    return [text] if text is not None else documents(data or [])
+    return [text] if text is not None else read_files(data or [])
 
 
 def parse_layers(text: str | None) -> list[int] | None:
@@ -159,15 +162,12 @@ def _neurons(model: SpikeGPT, layers: Sequence[int] | None) -> dict[str, Neuron]
     return found
 
 
-def _chunks(model: SpikeGPT, texts: str | Iterable[str], size: int) -> Iterator[np.ndarray]:
+def _chunks(model: SpikeGPT, texts: str | Iterable[str | Document], size: int) -> Iterator[np.ndarray]:
     if size < 1:
         raise UsageError(f"chunk={size} must be above zero")
-    tokenizer = tokenizer_of(model)
-    for text in [texts] if isinstance(texts, str) else texts:
-        for piece in pieces(text, PIECE):
-            ids = tokenizer.encode(piece)
-            for start in range(0, len(ids), size):
-                yield ids[start : start + size]
+    for ids in encode([texts] if isinstance(texts, str) else texts, tokenizer_of(model)):
+        for start in range(0, len(ids), size):
+            yield ids[start : start + size]
 
 
 def _watch(name: str, columns: _Columns) -> Callable[[Neuron, tuple[Tensor, ...], tuple[Tensor, Tensor | None]], None]:

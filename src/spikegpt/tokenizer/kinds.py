@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,9 @@ from .special import END_OF_TEXT, PADDING, end_of_text
 # GPT-2's pattern, but line ends stand alone: a paragraph break is one token whatever follows it, and text cut
 # after a line end is split into the same words as the whole.
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|[\r\n]+|[^\S\r\n]+(?!\S)|[^\S\r\n]+"
+
+AT_ONCE = 1 << 20
+"""Characters given to the library in one call: while it works it needs a few hundred bytes for each."""
 
 _NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
@@ -83,7 +86,10 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> CharTokenizer:
         """All the characters of the texts, in the order of their code points."""
-        return cls(sorted(set[str]().union(*texts)))
+        chars = set[str]()
+        for text in texts:
+            chars.update(text)
+        return cls(sorted(chars))
 
     def encode(self, text: str) -> np.ndarray:
         """The id of each character, int32 [T]."""
@@ -141,9 +147,12 @@ class BPETokenizer(Tokenizer):
         return self._checked(text, self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text, on all cores."""
-        batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._checked(text, encoding) for text, encoding in zip(texts, batch, strict=True)]
+        """`encode` of each text, on all cores; of several only so many at a time as have `AT_ONCE` characters."""
+        found: list[np.ndarray] = []
+        for group in _groups(texts, AT_ONCE):
+            batch = self._tokenizer.encode_batch_fast(group, add_special_tokens=False)
+            found += [self._checked(text, encoding) for text, encoding in zip(group, batch, strict=True)]
+        return found
 
     def _checked(self, text: str, encoding: tokenizers.Encoding) -> np.ndarray:
         """The ids, if they stand for every byte of the text."""
@@ -215,7 +224,8 @@ class BPETokenizer(Tokenizer):
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     """Learn a byte-level BPE of at most `vocab_size` tokens: id 0 ends a text, then the 256 bytes, then merges.
 
-    The same texts give the same tokenizer. Texts too short for so many tokens give fewer.
+    The same texts give the same tokenizer. Texts too short for so many tokens give fewer. An end of text that stands in
+    them literally is left out, for it is a token already.
     """
     if vocab_size < 257:
         raise UsageError(f"vocab_size={vocab_size} is too small: 256 bytes and {END_OF_TEXT} need 257")
@@ -226,7 +236,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
         initial_alphabet=BYTE_SYMBOLS,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((part for text in texts for part in text.split(END_OF_TEXT)), trainer)
     return BPETokenizer(tokenizer)
 
 
@@ -238,6 +248,20 @@ def _byte_level(model: models.BPE, words: Regex | None) -> tokenizers.Tokenizer:
     built.pre_tokenizer = pre_tokenizers.Sequence([*split, to_bytes]) if split else to_bytes
     built.decoder = decoders.ByteLevel()
     return built
+
+
+def _groups(texts: Sequence[str], size: int) -> Iterator[list[str]]:
+    """The texts in their order, in groups that end once they have `size` characters."""
+    group: list[str] = []
+    count = 0
+    for text in texts:
+        group.append(text)
+        count += len(text)
+        if count >= size:
+            yield group
+            group, count = [], 0
+    if group:
+        yield group
 
 
 def _codes(text: str) -> np.ndarray:

@@ -83,8 +83,7 @@ def _evaluate(model: SpikeGPT, valid: TokenFile, config: TrainConfig) -> Metrics
     count = min(config.eval_tokens or valid.n_tokens, valid.n_tokens)
     ids = np.asarray(valid.ids[:count])
     assert model.tokenizer is not None
-    n_bytes = valid.n_bytes if count == valid.n_tokens else _bytes_of(ids, model.tokenizer)
-    measured = bits_on_tokens(model, ids, n_bytes)
+    measured = bits_on_tokens(model, ids, model.tokenizer.text_bytes(ids))
     return {
         "valid_bits_per_byte": measured.bits_per_byte,
         "valid_bits_per_token": measured.bits_per_token,
@@ -98,10 +97,3 @@ def _residuals(model: SpikeGPT) -> str:
 
 def _identity(file: TokenFile) -> dict[str, Any]:
     return {"tokens": file.n_tokens, "bytes": file.n_bytes, "hash": file.hash}
-
-
-def _bytes_of(ids: np.ndarray, tokenizer: Tokenizer) -> int:
-    counts = np.bincount(ids)
-    if tokenizer.eos_id is not None:
-        counts[tokenizer.eos_id : tokenizer.eos_id + 1] = 0  # it ends a document and is no part of its text
-    return sum(int(counts[i]) * len(tokenizer.token_bytes(int(i))) for i in np.flatnonzero(counts))

@@ -12,7 +12,7 @@ import torch
 
 from ..checkpoint import read_config
 from ..config import ModelConfig, TrainConfig, preset
-from ..data.corpus import documents
+from ..data.corpus import PIECE, documents, pieces
 from ..data.tokens import prepare
 from ..errors import UsageError
 from ..loading import load_teachers
@@ -97,7 +97,7 @@ def make_tokenizer(name: str, data: Sequence[PathLike]) -> Tokenizer:
     if name == "chars":
         return CharTokenizer.from_texts(documents(map(Path, data)))
     if kind == "bpe" and size.isdecimal():
-        return train_bpe(documents(map(Path, data)), int(size))
+        return train_bpe((piece for text in documents(map(Path, data)) for piece in pieces(text, PIECE)), int(size))
     if Path(name).exists():
         return load_tokenizer(Path(name))
     raise UsageError(f"no tokenizer {name!r}: it is bytes, chars, bpe:SIZE (as bpe:4096) or a tokenizer.json")
