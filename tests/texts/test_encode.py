@@ -9,7 +9,7 @@ import pytest
 from tiny import make_model
 
 from spikegpt.config import TrainConfig
-from spikegpt.data import corpus, encode
+from spikegpt.data import corpus
 from spikegpt.data.tokens import prepare_files
 from spikegpt.errors import UsageError
 from spikegpt.evaluation import evaluate, evaluate_files
