@@ -19,6 +19,8 @@ from places import ROOT
 
 from spikegpt.checkpoint import load_model, save_model
 from spikegpt.config import EventConfig, ModelConfig
+from spikegpt.engine import run
+from spikegpt.engine.packed import pack
 from spikegpt.errors import UsageError
 from spikegpt.generation.decode import generate_batch
 from spikegpt.lm_eval_adapter import SpikeGPTLM, main
@@ -164,6 +166,75 @@ def test_the_lambada_task_scores_the_last_word(directory):
         expected, _ = likelihood(load_model(directory), context, " " + word)
         assert sample["resps"][0][0][0] == pytest.approx(expected, rel=1e-3)
     assert out["results"]["lambada_file"]["perplexity,none"] > 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"dtype": "float32"},
+        {"dtype": "auto"},
+        {"dtype": torch.float32},
+        {"trust_remote_code": True},
+        {"max_length": 512},
+    ],
+    ids=repr,
+)
+def test_arguments_that_recipes_have_change_nothing(directory, arguments):
+    pairs = requests("loglikelihood", ("abc", " de"), ("", "begin"))
+    text = ",".join(f"{name}={value}" for name, value in arguments.items())
+    given = SpikeGPTLM.create_from_arg_string(f"pretrained={directory},{text}").loglikelihood(pairs, True)
+    assert given == SpikeGPTLM(str(directory), **arguments).loglikelihood(pairs, True)
+    assert given == SpikeGPTLM(str(directory)).loglikelihood(pairs, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("dtype=bfloat16", "dtype=bfloat16 .*float32"),
+        ("max_length=0", "above zero"),
+        ("max_length=x", "above zero"),
+        ("parallelize=True,peft=x", "no model argument parallelize, peft; it has pretrained"),
+        ("engine=fast", "auto, float, event"),
+    ],
+)
+def test_arguments_that_mean_nothing_here_are_refused(directory, arguments, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        SpikeGPTLM.create_from_arg_string(f"pretrained={directory},{arguments}")
+
+
+def test_a_longest_length_cuts_contexts_and_makes_windows(directory):
+    short, model = SpikeGPTLM(str(directory), max_length=8), load_model(directory)
+    pairs = requests("loglikelihood", ("0123456789", "abc"), ("0123456789", "abcdefghijkl"), ("01", "ab"))
+    given = [total for total, _ in short.loglikelihood(pairs, True)]
+    kept = [("456789", "abc"), ("9", "abcdefghijkl"), ("01", "ab")]
+    assert given == pytest.approx([likelihood(model, *pair)[0] for pair in kept], rel=1e-4)
+    text = "abcdefghijklmnopqrst"
+    rolling = short.loglikelihood_rolling(requests("loglikelihood_rolling", (text,), ("",)), True)
+    parts = [likelihood(model, "", text[:8])[0], likelihood(model, text[7], text[8:16])[0]]
+    parts.append(likelihood(model, text[11:16], text[16:])[0])
+    assert rolling == pytest.approx([sum(parts), 0], rel=1e-4)
+    how = {"until": [], "max_gen_toks": 3}
+    written = short.generate_until(requests("generate_until", ("0123456789", how)), True)
+    assert written == generate_batch(model, ["56789"], max_tokens=3, temperature=0)
+
+
+@pytest.mark.skipif(run.MISSING is not None, reason="the engine is not built")
+def test_packed_models_run_on_the_integer_engine(directory, tmp_path):
+    if load_model(directory).config.spikes != "before":
+        pytest.skip("not event-driven")
+    packed = SpikeGPTLM(str(pack(directory, tmp_path / "packed")), batch_size=3)
+    unpacked = SpikeGPTLM(str(tmp_path / "packed"), engine="float")
+    assert isinstance(packed.model, run.EventModel) and isinstance(unpacked.model, SpikeGPT)
+    pairs = [("abc", " de"), ("abc", " f"), ("a", "b"), ("", "begin"), ("a long context " * 9, "x" * 70), ("ab ", "c")]
+    given, expected = (lm.loglikelihood(requests("loglikelihood", *pairs), True) for lm in (packed, unpacked))
+    assert [greedy for _, greedy in given] == [greedy for _, greedy in expected]
+    assert [total for total, _ in given] == pytest.approx([total for total, _ in expected], rel=1e-4)
+    rolling = requests("loglikelihood_rolling", ("",), ("a",), ("some words " * 30,))
+    assert packed.loglikelihood_rolling(rolling, True) == pytest.approx(
+        unpacked.loglikelihood_rolling(rolling, True), rel=1e-4
+    )
+    how = requests("generate_until", ("abc", {"until": [], "max_gen_toks": 5}))
+    assert packed.generate_until(how, True) == unpacked.generate_until(how, True)
 
 
 def test_the_command_says_one_line_when_the_model_cannot_be_loaded(tmp_path, monkeypatch):

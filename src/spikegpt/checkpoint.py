@@ -164,13 +164,15 @@ def save_model(
 def write_model(
     directory: Path, model: SpikeGPT, tokenizer: Tokenizer | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Put the three files of a model into an existing directory, each whole, the weights last: they make it a model.
+    """Put the files of a model into an existing directory, each whole, the weights last: they make it a model.
 
-    `tokenizer` is by default the model's own.
+    `tokenizer` is by default the model's own. Beside the three files of a model goes what tells `generate` of
+    transformers which token ends a text.
     """
     tokenizer = tokenizer or model.tokenizer
     assert tokenizer is not None
     tokenizer.save(directory)
+    write_json(directory / hub.GENERATION, hub.generation_config(tokenizer, model.config.vocab_size))
     write_json(directory / CONFIG, describe(model.config))
     write_tensors(directory / WEIGHTS, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
 

@@ -22,7 +22,8 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_spikegpt.SpikeGPTForCausalLM",
     "AutoModelForSequenceClassification": "modeling_spikegpt.SpikeGPTForSequenceClassification",
 }
-FILES = (CODE, CARD, "tokenizer_config.json", "generation_config.json")
+GENERATION = "generation_config.json"
+FILES = (CODE, CARD, "tokenizer_config.json", GENERATION)
 """What is added to a model directory; `config.json` also gets `architectures` and `auto_map`."""
 
 _CODE = '''"""Lets `transformers` load this directory with trust_remote_code=True; the model is in the spikegpt package."""
@@ -79,19 +80,18 @@ def add_files(directory: str | os.PathLike[str], name: str | None = None) -> Non
         config = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is not a model directory: {path.name} cannot be read ({error})") from None
-    tokenizer = load_tokenizer(directory)
     config.setdefault("architectures", ["SpikeGPTForCausalLM"])
     config["auto_map"] = AUTO_MAP
     add_code(directory, config, name)
     write_json(directory / "tokenizer_config.json", {"tokenizer_class": "SpikeGPTTokenizer"})
-    write_json(directory / "generation_config.json", _generation(config, tokenizer))
+    write_json(directory / GENERATION, generation_config(load_tokenizer(directory), config["vocab_size"]))
     write_json(path, config)
 
 
-def _generation(config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_config(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """What transformers' `generate` must know: the token that ends a text, and rows of the model that are no tokens."""
     ends = {} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id}
-    spare = list(range(tokenizer.vocab_size, config["vocab_size"]))
+    spare = list(range(tokenizer.vocab_size, vocab_size))
     return ends | ({"suppress_tokens": spare} if spare else {})
 
 

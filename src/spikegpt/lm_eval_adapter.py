@@ -10,6 +10,7 @@ In Python, importing this module registers the model "spikegpt".
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -19,14 +20,18 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
+from .engine.run import EventModel
+from .engine.turns import Sequence as EngineText
 from .errors import UsageError, UserError
 from .generation.decode import generate_batch
 from .loading import load
 from .model.protocol import evaluating, tokenizer_of
 from .model.ragged import read_rows
+from .model.spikegpt import SpikeGPT
 from .model.state import State
 
 _T = TypeVar("_T")
@@ -40,13 +45,17 @@ Scored = tuple[float, bool]
 
 @register_model("spikegpt")
 class SpikeGPTLM(TemplateLM):
-    """Model arguments: pretrained (a directory, a preset, or nothing for the shipped model), device, backend.
+    """Model arguments:
 
-    Without a GPU it runs on the CPU, whatever device lm-eval asks for.
+    - pretrained: a directory, a preset, or nothing for the shipped model;
+    - engine: auto (the integer engine for packed models), event, float; device and backend of a float model. Without a
+      GPU it runs on the CPU, whatever device lm-eval asks for;
+    - max_length: most tokens of a text that are read before the last one; the beginning of a longer one is cut off. None:
+      no limit, for the state has a constant size;
+    - dtype: float32 or auto, for nothing else is computed in; trust_remote_code: taken and without effect.
 
-    A text of any length is read as a whole, for the state has a constant size. A context that several requests share,
-    as the choices of one question do, is read once. A text begins after end-of-text, or a newline where the tokenizer
-    has no such token.
+    A context that several requests share, as the choices of one question do, is read once. A text begins after
+    end-of-text, or a newline where the tokenizer has no such token.
     """
 
     def __init__(
@@ -55,18 +64,33 @@ class SpikeGPTLM(TemplateLM):
         *,
         device: str | None = None,
         backend: str = "auto",
+        engine: str = "auto",
+        max_length: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        trust_remote_code: bool = False,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
+        **others: Any,
     ) -> None:
         super().__init__()
+        if others:
+            known = "pretrained, device, backend, engine, max_length, dtype, trust_remote_code, batch_size"
+            raise UsageError(f"spikegpt has no model argument {', '.join(others)}; it has {known}")
+        if str(dtype).removeprefix("torch.") not in ("None", "auto", "float32", "float"):
+            raise UsageError(f"dtype={dtype} is not computed in; leave it out, or say float32")
+        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
+            raise UsageError(f"max_length={max_length!r} must be a number of tokens above zero")
         # lm-eval says "cuda:0" where nobody chose a device.
         device = device or "cpu"
-        self._device = torch.device(device if torch.cuda.is_available() or not device.startswith("cuda") else "cpu")
-        self.model = load(pretrained, device=self._device, backend=backend, engine="float")
+        chosen = device if torch.cuda.is_available() or not device.startswith("cuda") else "cpu"
+        self.model = load(pretrained, device=chosen, backend=backend, engine=engine)
+        self.max_length = max_length
         self._tokenizer = tokenizer_of(self.model)
+        event = isinstance(self.model, EventModel)
+        self._scorer = _EngineScorer(self.model) if event else _FloatScorer(self.model)
         # And 1, or "auto", where nobody chose a size.
-        chosen = int(batch_size) if str(batch_size or "").isdecimal() else 1  # pyright: ignore[reportArgumentType]
-        self.batch_size = chosen if chosen > 1 else 32
+        size = int(batch_size) if str(batch_size or "").isdecimal() else 1  # pyright: ignore[reportArgumentType]
+        self.batch_size = size if size > 1 else 32
 
     @property
     def eot_token_id(self) -> int:
@@ -83,48 +107,96 @@ class SpikeGPTLM(TemplateLM):
         return self._tokenizer.encode(string).tolist()
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of whole texts, in nats, however long they are."""
-        texts = [(("", request.args[0]), [self.eot_token_id], self.tok_encode(request.args[0])) for request in requests]
-        results = [total for total, _ in self._loglikelihood_tokens(texts, disable_tqdm=disable_tqdm)]
+        """The log-likelihood of whole texts, in nats; in windows of `max_length` tokens that begin anew, if there is one."""
+        windows = [
+            (index, window) for index, request in enumerate(requests) for window in self._windows(request.args[0])
+        ]
+        scored = self._loglikelihood_tokens([(None, *window) for _, window in windows], disable_tqdm=disable_tqdm)
+        results = [0.0] * len(requests)
+        for (index, _), (total, _) in zip(windows, scored, strict=True):
+            results[index] += total
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
         return results
 
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """Contexts and continuations that together score each token of the text once."""
+        ids = self.tok_encode(text)
+        if self.max_length is None:
+            return [([self.eot_token_id], ids)]
+        windows = get_rolling_token_windows(ids, self.eot_token_id, self.max_length, context_len=1)
+        return [make_disjoint_window(window) for window in windows]
+
     @torch.inference_mode()
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+        self,
+        requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
     ) -> list[Scored]:
         asked: dict[tuple[int, ...], list[int]] = {}
-        for index, (_, context, _) in enumerate(requests):
-            asked.setdefault(tuple(context or [self.eot_token_id]), []).append(index)
+        for index, (_, context, continuation) in enumerate(requests):
+            kept = context if self.max_length is None else context[-max(1, self.max_length + 1 - len(continuation)) :]
+            asked.setdefault(tuple(kept or [self.eot_token_id]), []).append(index)
         results: list[Scored] = [(0.0, True)] * len(requests)
         with tqdm(total=len(requests), desc="spikegpt", disable=disable_tqdm) as bar, evaluating(self.model):
             for contexts in _batches(sorted(asked, key=len, reverse=True), self.batch_size):
-                states = self._after([context[:-1] for context in contexts])
+                states = self._scorer.after([context[:-1] for context in contexts])
                 pairs = [(row, index) for row, context in enumerate(contexts) for index in asked[context]]
                 pairs.sort(key=lambda pair: -len(requests[pair[1]][2]))
                 for part in _batches(pairs, self.batch_size):
                     ids = [[contexts[row][-1], *requests[index][2]] for row, index in part]
-                    scores = self._score(ids, states.take([row for row, _ in part]))
+                    scores = self._scorer.score(ids, states.take([row for row, _ in part]))
                     for (_, index), score in zip(part, scores, strict=True):
                         results[index] = score
-                        self.cache_hook.add_partial("loglikelihood", requests[index][0], score)
+                        if (texts := requests[index][0]) is not None:
+                            self.cache_hook.add_partial("loglikelihood", texts, score)
                     bar.update(len(part))
         return results
 
-    def _after(self, rows: Sequence[Sequence[int]]) -> State:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The continuation of each context up to one of its stop strings."""
+        asked: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            asked.setdefault(json.dumps(request.args[-1], sort_keys=True), []).append(index)
+        results = [""] * len(requests)
+        with tqdm(total=len(requests), desc="spikegpt", disable=disable_tqdm) as bar:
+            for settings, indices in asked.items():
+                how = _generation_settings(json.loads(settings))
+                for part in _batches(indices, self.batch_size):
+                    prompts = [self._shortened(requests[index].args[0], how["max_tokens"]) for index in part]
+                    texts = generate_batch(self.model, prompts, **how)
+                    for index, text in zip(part, texts, strict=True):
+                        results[index] = text
+                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                    bar.update(len(part))
+        return results
+
+    def _shortened(self, context: str, max_tokens: int) -> str:
+        """The end of a context that leaves room for `max_tokens`."""
+        if self.max_length is None:
+            return context
+        ids = self.tok_encode(context)
+        room = max(1, self.max_length - max_tokens)
+        return context if len(ids) <= room else self._tokenizer.decode(ids[-room:])
+
+
+class _FloatScorer:
+    """Reads rows of ids as one batch, which those that have ended leave."""
+
+    def __init__(self, model: SpikeGPT) -> None:
+        self._model = model
+        self._device = model.ln_out.weight.device
+
+    def after(self, rows: Sequence[Sequence[int]]) -> State:
         """The states after reading each row of ids, empty ones too."""
-        state = self.model.init_state(len(rows))
+        state = self._model.init_state(len(rows))
         packed, lengths = self._pack(rows)
         if not packed.shape[1]:
             return state
         return read_rows(self._silently, packed, lengths, state, columns=self._columns(len(rows)))[1]
 
-    def _silently(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read ids [B, T] for the state alone."""
-        return ids.new_empty(*ids.shape, 0), self.model.read(ids, state)
-
-    def _score(self, rows: Sequence[Sequence[int]], state: State) -> list[Scored]:
+    def score(self, rows: Sequence[Sequence[int]], state: State) -> list[Scored]:
         """How likely each row's tokens are after its first, which the state has not read."""
         packed, lengths = self._pack(rows)
         inputs_and_targets = torch.stack([packed[:, :-1], packed[:, 1:]], dim=-1)
@@ -138,15 +210,19 @@ class SpikeGPTLM(TemplateLM):
             for (likelihood, greedy), length in zip(totals.tolist(), (lengths - 1).tolist(), strict=True)
         ]
 
+    def _silently(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read ids [B, T] for the state alone."""
+        return ids.new_empty(*ids.shape, 0), self._model.read(ids, state)
+
     def _likelihoods(self, pairs: Tensor, state: State) -> tuple[Tensor, State]:
         """pairs [B, T, 2] of a token and the next to [B, T, 2]: the next one's log-likelihood; 1 if it is likeliest."""
-        logits, state = self.model(pairs[..., 0], state)
+        logits, state = self._model(pairs[..., 0], state)
         target = pairs[..., 1:]
         greedy = logits.argmax(-1, keepdim=True) == target
         return torch.cat([logits.log_softmax(-1).gather(-1, target), greedy.float()], dim=-1), state
 
     def _columns(self, rows: int) -> int:
-        return _ELEMENTS // (rows * self.model.config.vocab_size) + 1
+        return _ELEMENTS // (rows * self._model.config.vocab_size) + 1
 
     def _pack(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as [B, T] filled with 0, and their lengths [B]."""
@@ -156,22 +232,35 @@ class SpikeGPTLM(TemplateLM):
             place[: len(row)] = torch.tensor(row, dtype=torch.int64)
         return packed.to(self._device), lengths.to(self._device)
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each context up to one of its stop strings."""
-        asked: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            asked.setdefault(json.dumps(request.args[-1], sort_keys=True), []).append(index)
-        results = [""] * len(requests)
-        with tqdm(total=len(requests), desc="spikegpt", disable=disable_tqdm) as bar:
-            for settings, indices in asked.items():
-                how = _generation_settings(json.loads(settings))
-                for part in _batches(indices, self.batch_size):
-                    texts = generate_batch(self.model, [requests[index].args[0] for index in part], **how)
-                    for index, text in zip(part, texts, strict=True):
-                        results[index] = text
-                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
-                    bar.update(len(part))
-        return results
+
+class _EngineScorer:
+    """Reads rows of ids on the integer engine, whose texts share a turn."""
+
+    def __init__(self, model: EventModel) -> None:
+        self._model = model
+
+    def after(self, rows: Sequence[Sequence[int]]) -> State:
+        """The states after reading each row of ids, empty ones too."""
+        texts = [self._model.sequence(row, chooses=False) if row else None for row in rows]
+        self._read([text for text in texts if text is not None])
+        return State.stack([self._model.init_state(1) if text is None else text.state() for text in texts])
+
+    def score(self, rows: Sequence[Sequence[int]], state: State) -> list[Scored]:
+        """How likely each row's tokens are after its first, which the state has not read."""
+        texts = [
+            self._model.sequence(row, state.take([at]), logprobs=1, echo=True, chooses=False)
+            for at, row in enumerate(rows)
+        ]
+        self._read(texts)
+        scores = [text.take_scores() for text in texts]
+        return [
+            (math.fsum(token.logprob for token in row), all(token.top[0][0] == token.token for token in row))
+            for row in scores
+        ]
+
+    def _read(self, texts: list[EngineText]) -> None:
+        while texts := [text for text in texts if text.waiting]:
+            self._model.advance(texts)
 
 
 def _generation_settings(asked: dict[str, Any]) -> dict[str, Any]:
