@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLan
 
 import spikegpt.hf as hf
 from spikegpt.checkpoint import load_model, save_model
+from spikegpt.config import TrainConfig
 from spikegpt.generation import generate
 from spikegpt.hub import add_files
 from spikegpt.tokenizer import PADDING, ByteTokenizer, CharTokenizer, load_tokenizer, train_bpe
+from spikegpt.training.recipe import train_on
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -105,3 +107,16 @@ def test_the_id_after_the_last_is_padding_and_no_fault():
     padded, plain = model(ids), model(torch.tensor([[3, 5], [3, 5]]))
     torch.testing.assert_close(padded.logits[0, 2], plain.logits[0, 1])
     torch.testing.assert_close(padded.logits[1, 3], plain.logits[1, 1])
+
+
+def test_saving_and_training_say_which_token_ends_a_text(directory, tmp_path):
+    saved = AutoModelForCausalLM.from_pretrained(directory)
+    assert saved.generation_config.eos_token_id == load_tokenizer(directory).eos_id
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    train_on(
+        [tmp_path / "text.txt"], tmp_path / "run", shape="tiny", overrides={"n_layer": 1, "n_embd": 32}, hold_out=0,
+        tokenizer="bpe:280", config=TrainConfig(steps=1, batch_size=1, context=16), cache=tmp_path, progress=False,
+        device="cpu",
+    )  # fmt: skip
+    for trained in (tmp_path / "run", next((tmp_path / "run" / "checkpoints").iterdir())):
+        assert AutoModelForCausalLM.from_pretrained(trained).generation_config.eos_token_id == 0

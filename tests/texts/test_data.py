@@ -22,7 +22,7 @@ from spikegpt.data.corpus import cut_between_words, documents, expand, pieces
 from spikegpt.data.token_file import TokenFile
 from spikegpt.data.tokens import prepare, prepare_files
 from spikegpt.errors import UsageError, UserError
-from spikegpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, kinds, train_bpe
+from spikegpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
 
 BYTES = ByteTokenizer()
 BOOKS = [f"Book {i}: " + "né à Paris, he sat.\n\nThe end. " * (3 + i % 7) + "\n" * (3 + i % 3) for i in range(40)]
@@ -258,7 +258,7 @@ def test_batches_and_pieces_change_nothing(
 ) -> None:
     whole = prepare(book, bpe, tmp_path / "a", valid=0.2)
     monkeypatch.setattr(encode, "PIECE", 40)
-    monkeypatch.setattr(kinds, "AT_ONCE", 90)
+    monkeypatch.setattr(encode, "AT_ONCE", 90)
     monkeypatch.setattr(data, "_BATCH", 200)
     parts = prepare(book, bpe, tmp_path / "b", valid=0.2)
     assert [file.hash for file in parts if file] == [file.hash for file in whole if file]

@@ -106,13 +106,13 @@ import sys
 from pathlib import Path
 
 from spikegpt.data import corpus, encode, tokens
-from spikegpt.tokenizer import kinds, load_tokenizer
+from spikegpt.tokenizer import load_tokenizer
 
 # A sixty-fourth of what they are: so a text that is much longer than any of them is still short.
-for module, names in ((corpus, ("LONGEST_DOCUMENT", "_BLOCK", "PIECE")), (tokens, ("_BATCH",)), (kinds, ("AT_ONCE",))):
+for module, names in ((corpus, ("LONGEST_DOCUMENT", "_BLOCK", "PIECE")), (tokens, ("_BATCH",)), (encode, ("AT_ONCE",))):
     for name in names:
         setattr(module, name, getattr(module, name) >> 6)
-encode.PIECE, encode._TOGETHER = corpus.PIECE, encode._TOGETHER >> 6
+encode.PIECE = corpus.PIECE
 
 def status(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) << 10

@@ -23,7 +23,7 @@ TEXT = (".txt", ".md", ".py", ".raw", ".tokens")
 JSON_LINES = (".jsonl",)
 PACKED: dict[str, Callable[[Path], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open}  # pyright: ignore[reportAssignmentType]
 SEPARATOR = "\n\n\n"
-LONGEST_DOCUMENT = 1 << 24
+LONGEST_DOCUMENT = 1 << 22
 """Characters; a longer document is cut into several, so that none has to be wholly in memory."""
 LONGEST_LINE = 1 << 25
 """Bytes of a line of JSON; a longer one is left out, for it cannot be read in parts."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,35 +14,48 @@ from ..tokenizer import Tokenizer
 from .corpus import PIECE, SEPARATOR, Document, Errors, pieces, read_files
 from .token_file import TokenFile, TokenWriter
 
+AT_ONCE = 1 << 19
+"""Characters that are encoded in one call: enough to keep every core busy; a tokenizer takes a few hundred bytes for each."""
 MOST_MEMORY = 1 << 30
-"""Bytes that reading, tokenising and evaluating a text of any length, in any form, need at most beside the model."""
-
-_TOGETHER = 1 << 20
-"""Characters of short documents that are encoded in one call, so that they keep every core busy."""
+"""Bytes that reading and tokenising a text of any length, in any form, need at most."""
 
 
-def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The ids of each document, int32, with the end of text after one that `ends`, if the tokenizer has that token."""
-    texts = [list(pieces(document.text, PIECE)) for document in documents]
-    ids = iter(tokenizer.encode_many([piece for text in texts for piece in text]))
-    end = [] if tokenizer.eos_id is None else [np.array([tokenizer.eos_id], np.int32)]
-    return [
-        np.concatenate([next(ids) for _ in text] + (end if document.ends else []))
-        for document, text in zip(documents, texts, strict=True)
-    ]
+class Part(NamedTuple):
+    """Ids of a document, or of a part of one: parts of a document follow one another."""
+
+    ids: np.ndarray
+    """int32 [T]; after the last part of a document that ends, the end of text, if the tokenizer has that token."""
+    document: int
+    """Number of the document among those that are encoded, from 0."""
+
+
+def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Part]:
+    """The ids of documents, part by part, so that memory depends on no document's length."""
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    texts: list[str] = []
+    places: list[tuple[int, list[int]]] = []
+    size = 0
+
+    def encoded_so_far() -> Iterator[Part]:
+        for ids, (number, after) in zip(tokenizer.encode_many(texts), places, strict=True):
+            yield Part(np.concatenate([ids, np.array(after, np.int32)]) if after else ids, number)
+
+    for number, document in enumerate(documents):
+        *begun, last = pieces(document.text, PIECE)
+        for piece, after in [*((piece, []) for piece in begun), (last, end if document.ends else [])]:
+            texts.append(piece)
+            places.append((number, after))
+            size += len(piece)
+            if size >= AT_ONCE:
+                yield from encoded_so_far()
+                texts, places, size = [], [], 0
+    yield from encoded_so_far()
 
 
 def encode(texts: Iterable[str | Document], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """The ids of texts that are read one after another as one; a plain string is followed by no end of text."""
-    batch: list[Document] = []
-    size = 0
-    for text in texts:
-        batch.append(Document(text, False) if isinstance(text, str) else text)
-        size += len(batch[-1].text)
-        if size >= _TOGETHER:
-            yield from encode_documents(batch, tokenizer)
-            batch, size = [], 0
-    yield from encode_documents(batch, tokenizer)
+    documents = (Document(text, False) if isinstance(text, str) else text for text in texts)
+    return (part.ids for part in encode_documents(documents, tokenizer))
 
 
 @contextmanager
@@ -60,8 +74,9 @@ def encoded(
     with tempfile.TemporaryDirectory(prefix="spikegpt-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "text.bin"
         with TokenWriter(path, tokenizer) as writer:
-            for ids in encode(read_files(paths, separator=separator, errors=errors), tokenizer):
-                writer.add(ids if limit is None else ids[: limit - writer.n_tokens])
+            for part in encode_documents(read_files(paths, separator=separator, errors=errors), tokenizer):
+                ids = part.ids if limit is None else part.ids[: limit - writer.n_tokens]
+                writer.add(ids, part.document)
                 if writer.n_tokens == limit:
                     break
         yield TokenFile(path)

@@ -91,6 +91,7 @@ class TokenWriter:
         self._tokenizer = tokenizer
         self._hash = hashlib.sha256()
         self._tokens = self._bytes = self._documents = 0
+        self._last = -1
 
     def __enter__(self) -> TokenWriter:
         self._file = self._path.open("wb")
@@ -101,14 +102,15 @@ class TokenWriter:
         """Tokens written so far."""
         return self._tokens
 
-    def add(self, ids: np.ndarray) -> int:
-        """Write the ids of one document, or of a part; returns the bytes of text that they stand for."""
+    def add(self, ids: np.ndarray, document: int) -> int:
+        """Write ids of a document, which its number tells from the one before; the bytes of text that they stand for."""
         raw = ids.astype(self._dtype).tobytes()
         self._file.write(raw)
         self._hash.update(raw)
         self._tokens += len(ids)
         self._bytes += (size := self._tokenizer.text_bytes(ids))
-        self._documents += 1
+        self._documents += document != self._last
+        self._last = document
         return size
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:

@@ -23,7 +23,7 @@ from .encode import encode_documents
 from .token_file import TokenFile, TokenWriter
 
 _FORMAT = 2
-_BATCH = 1 << 22  # characters read ahead
+_BATCH = 1 << 21  # characters read ahead
 _SAMPLE = 1 << 16
 
 Paths = Iterable[str | Path] | str | Path
@@ -185,16 +185,16 @@ def _write_tokens(source: _Source, tokenizer: Tokenizer, split: _Split, folder: 
     with TokenWriter(folder / "train.bin", tokenizer) as train, TokenWriter(folder / "valid.bin", tokenizer) as valid:
         task = bar.add_task("tokenising", total=split.bytes)
 
-        def tokenise(batch: Sequence[tuple[TokenWriter, Document]]) -> None:
-            for (writer, _), ids in zip(batch, encode_documents([each for _, each in batch], tokenizer), strict=True):
-                bar.update(task, advance=writer.add(ids))
+        def tokenise(batch: Sequence[tuple[TokenWriter, Document]], first: int) -> None:
+            for ids, number in encode_documents((document for _, document in batch), tokenizer):
+                bar.update(task, advance=batch[number][0].add(ids, first + number))
 
         with ThreadPoolExecutor(1) as worker:
-            pending = None
+            pending, first = None, 0
             for batch in _batches(_sides(source, split, train, valid)):
                 if pending:
                     pending.result()
-                pending = worker.submit(tokenise, batch)
+                pending, first = worker.submit(tokenise, batch, first), first + len(batch)
             if pending:
                 pending.result()
 

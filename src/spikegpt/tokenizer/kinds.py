@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,9 +17,6 @@ from .special import END_OF_TEXT, PADDING, end_of_text
 # GPT-2's pattern, but line ends stand alone: a paragraph break is one token whatever follows it, and text cut
 # after a line end is split into the same words as the whole.
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|[\r\n]+|[^\S\r\n]+(?!\S)|[^\S\r\n]+"
-
-AT_ONCE = 1 << 20
-"""Characters given to the library in one call: while it works it needs a few hundred bytes for each."""
 
 _NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
@@ -147,12 +144,9 @@ class BPETokenizer(Tokenizer):
         return self._checked(text, self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text, on all cores; of several only so many at a time as have `AT_ONCE` characters."""
-        found: list[np.ndarray] = []
-        for group in _groups(texts, AT_ONCE):
-            batch = self._tokenizer.encode_batch_fast(group, add_special_tokens=False)
-            found += [self._checked(text, encoding) for text, encoding in zip(group, batch, strict=True)]
-        return found
+        """`encode` of each text, on all cores; the library takes a few hundred bytes for each character."""
+        batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._checked(text, encoding) for text, encoding in zip(texts, batch, strict=True)]
 
     def _checked(self, text: str, encoding: tokenizers.Encoding) -> np.ndarray:
         """The ids, if they stand for every byte of the text."""
@@ -248,20 +242,6 @@ def _byte_level(model: models.BPE, words: Regex | None) -> tokenizers.Tokenizer:
     built.pre_tokenizer = pre_tokenizers.Sequence([*split, to_bytes]) if split else to_bytes
     built.decoder = decoders.ByteLevel()
     return built
-
-
-def _groups(texts: Sequence[str], size: int) -> Iterator[list[str]]:
-    """The texts in their order, in groups that end once they have `size` characters."""
-    group: list[str] = []
-    count = 0
-    for text in texts:
-        group.append(text)
-        count += len(text)
-        if count >= size:
-            yield group
-            group, count = [], 0
-    if group:
-        yield group
 
 
 def _codes(text: str) -> np.ndarray:
