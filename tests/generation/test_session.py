@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model
 
 from spikegpt.config import ModelConfig
+from spikegpt.engine import run
 from spikegpt.errors import UserError
 from spikegpt.generation.decode import generate
 from spikegpt.generation.session import load_session
@@ -61,11 +62,13 @@ def write(model, prompt="", **options):
     st.lists(st.text(st.sampled_from("abé猫"), min_size=1, max_size=3), max_size=2),
     st.lists(st.integers(0, 9), min_size=1, max_size=6),
     st.sampled_from([1.0, 1.5, 3.0]),
+    st.sampled_from([0, 0.4, 1.5]),
 )
-def test_cut_anywhere_saved_and_resumed_is_unbroken(first, second, stop, lengths, penalty):
+def test_cut_anywhere_saved_and_resumed_is_unbroken(first, second, stop, lengths, penalty, temperature):
     model = Counting(first.encode(), second)
-    options = dict(stop=stop, repetition_penalty=penalty)
-    whole = generate(model, "é猫", temperature=0, max_tokens=sum(lengths), **options)
+    options = dict(stop=stop, repetition_penalty=penalty, temperature=temperature)
+    seed: int | None = 7
+    whole = generate(model, "é猫", seed=seed, max_tokens=sum(lengths), **options)
     expected = "".join(whole)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session"
@@ -73,11 +76,11 @@ def test_cut_anywhere_saved_and_resumed_is_unbroken(first, second, stop, lengths
         for number, length in enumerate(lengths, 1):
             saved = path if number < len(lengths) else None
             part = generate(
-                model, prompt, temperature=0, max_tokens=length, state=begun, save_state=saved, **options
+                model, prompt, seed=seed, max_tokens=length, state=begun, save_state=saved, **options
             )  # fmt: skip
             joined += "".join(part)
             assert part.text in joined
-            prompt, begun = "", path
+            prompt, begun, seed = "", path, None
             if part.reason in ("stop", "end"):
                 break
     assert joined == expected and part.reason == whole.reason
@@ -94,6 +97,15 @@ def test_a_real_model_goes_on_after_every_token(spikes, penalty, tmp_path):
         assert part + write(model, state=tmp_path / "s", max_tokens=16 - cut, **options) == whole
 
 
+@pytest.mark.skipif(run.MISSING is not None, reason="the engine is not built")
+def test_a_seed_is_continued_on_the_engine(tmp_path):
+    model = run.EventModel.of(make_model("before"))
+    whole = "".join(generate(model, "Once", max_tokens=16, seed=3))
+    for cut in (1, 5, 15):
+        part = "".join(generate(model, "Once", max_tokens=cut, seed=3, save_state=tmp_path / "s"))
+        assert part + "".join(generate(model, state=tmp_path / "s", max_tokens=16 - cut)) == whole
+
+
 def test_what_a_prompt_interrupts_is_not_lost(tmp_path):
     model = Counting("猫 EN".encode(), b"x")
     path = tmp_path / "session"
@@ -102,6 +114,15 @@ def test_what_a_prompt_interrupts_is_not_lost(tmp_path):
     assert write(model, state=path, max_tokens=2).startswith("\ufffd")
     assert write(model, "a", max_tokens=6, stop="END", save_state=path) == "猫 "
     assert write(model, "b", state=path, max_tokens=1).startswith("EN")
+
+
+def test_another_seed_or_none_is_another_stream(tmp_path):
+    model, path = make_model(), tmp_path / "session"
+    for seed in (None, 4):
+        "".join(generate(model, "a", max_tokens=5, seed=seed, save_state=path))
+        again = ["".join(generate(model, state=path, max_tokens=20)) for _ in range(2)]
+        assert (again[0] == again[1]) == (seed is not None)
+        assert "".join(generate(model, state=path, max_tokens=20, seed=5)) not in again
 
 
 def rewrite(path: Path, **values) -> None:
@@ -117,7 +138,8 @@ def rewrite(path: Path, **values) -> None:
         dict(pending=True), dict(counts=[[256, 0]]),
         dict(counts=7), dict(counts=[[1]]), dict(counts=[[1, -1]]), dict(counts=[[[1], 1]]),
         dict(counts=[[1, True]]), dict(undecoded="zz"),
-        dict(undecoded="ff"), dict(undecoded="e3" * 1000), dict(undecoded=3), dict(held=3), dict(held="\ud800"),
+        dict(undecoded="ff"), dict(undecoded="e3" * 1000), dict(undecoded=3), dict(held=3), dict(seed="7"), dict(seed=2**64),
+        dict(seed=1.0), dict(held="\ud800"),
     ],
     ids=repr,
 )  # fmt: skip

@@ -45,8 +45,8 @@ def generate(
     frequency_penalty, logit_bias, seed. A prompt in parts (any iterable of strings) is read as it comes.
     `state` is a session's file to continue, with or without more prompt; `save_state` one to write at the end. A text
     written in parts, each continuing the session of the one before, is the text written at once: half a character or
-    the beginning of a stop string at the end of a part is returned by the next. Without prompt and state a new text
-    begins.
+    the beginning of a stop string at the end of a part is returned by the next, and a seed is continued unless another
+    is given. Without prompt and state a new text begins.
     """
     if save_state is not None and not Path(save_state).absolute().parent.is_dir():
         raise UsageError(f"{save_state} cannot be written: its folder does not exist; make it first")
@@ -55,6 +55,7 @@ def generate(
     settings = Sampling(**sampling)
     tokenizer = tokenizer_of(model)
     session = Session(model.init_state(1)) if state is None else load_session(state, model)
+    settings = settings.continuing(session.seed)
     continues = save_state is not None
     text = Text(tokenizer, max_tokens, stop, session=session, continues=continues)
     return Generation(model, text, settings, prompt_ids(tokenizer, prompt), session.state, save_state)
@@ -141,7 +142,7 @@ class Generation(Iterator[str]):
                     return piece
         self.close()
         if self._save_to is not None:
-            save_session(self._save_to, self._text.session(self._writer.state(0)))
+            save_session(self._save_to, self._text.session(self._writer.state(0), self._settings))
         if rest := self._text.finish():
             return rest
         raise StopIteration

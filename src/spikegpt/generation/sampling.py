@@ -24,6 +24,10 @@ NOT_FINITE = -2
 
 _64 = (1 << 64) - 1
 _NEVER = -1e30  # added to a logit, leaves its token without probability
+_STEP = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GREEDY = 1e-6
+"""Below this temperature the likeliest token is taken, and no random number is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,16 @@ class Sampling:
         """Whether choices depend on the tokens of the text so far."""
         return self.repetition_penalty != 1 or bool(self.presence_penalty) or bool(self.frequency_penalty)
 
+    def continuing(self, seed: int | None) -> Sampling:
+        """The same with this seed, unless a seed is set."""
+        return self if self.seed is not None else dataclasses.replace(self, seed=seed)
+
+    def seed_after(self, tokens: int) -> int | None:
+        """The seed that continues the random numbers of this one after `tokens` were chosen; None without a seed."""
+        if self.seed is None or self.temperature < _GREEDY:
+            return self.seed
+        return _unmix(_mix(self.random_seed()) + tokens * _STEP & _64)
+
     def random_seed(self) -> int:
         """The seed as a number in [0, 2^64), a new one where none is set."""
         return secrets.randbits(64) if self.seed is None else self.seed & _64
@@ -124,7 +138,7 @@ class Sampler:
         if not math.isfinite(logits.sum()):
             raise not_finite()
         logits = self._adjusted(logits)
-        if settings.temperature < 1e-6:
+        if settings.temperature < _GREEDY:
             return int(torch.argmax(logits))
         weights = torch.exp((logits - logits.max()) * (1 / settings.temperature))
         if 0 < settings.top_k < len(weights):
@@ -178,11 +192,18 @@ class _Random:
 
     def uniform(self) -> float:
         """A number in [0, 1)."""
-        self._state = (self._state + 0x9E3779B97F4A7C15) & _64
+        self._state = (self._state + _STEP) & _64
         return (_mix(self._state) >> 11) * 2.0**-53
 
 
 def _mix(z: int) -> int:
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _64
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & _64
+    z = (z ^ z >> 30) * _FIRST & _64
+    z = (z ^ z >> 27) * _SECOND & _64
     return z ^ z >> 31
+
+
+def _unmix(z: int) -> int:
+    """The inverse of `_mix`."""
+    z = (z ^ z >> 31 ^ z >> 62) * pow(_SECOND, -1, 1 << 64) & _64
+    z = (z ^ z >> 27 ^ z >> 54) * pow(_FIRST, -1, 1 << 64) & _64
+    return z ^ z >> 30 ^ z >> 60

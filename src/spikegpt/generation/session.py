@@ -34,6 +34,8 @@ class Session:
     """The bytes of an incomplete UTF-8 character at the end of the text."""
     held: str = ""
     """Text that was generated but not returned, because it may be the beginning of a stop string."""
+    seed: int | None = None
+    """What continues the random numbers of a text that was sampled with a seed; None: it had none."""
 
 
 def save_session(path: PathLike, session: Session) -> None:
@@ -81,6 +83,7 @@ def _metadata(session: Session) -> dict[str, str]:
         "counts": list(session.counts.items()),
         "undecoded": session.undecoded.hex(),
         "held": session.held,
+        "seed": session.seed,
     }
     return {_KEY: json.dumps(values)}
 
@@ -88,12 +91,13 @@ def _metadata(session: Session) -> dict[str, str]:
 def _parse(path: str, written: str, state: State, vocab_size: int) -> Session:
     try:
         values = json.loads(written)
-        pending, held = values["pending"], values["held"]
+        pending, held, seed = values["pending"], values["held"], values["seed"]
         counts = {token: times for token, times in values["counts"]}
         undecoded = bytes.fromhex(values["undecoded"])
         tokens = [*counts, *([] if pending is None else [pending])]
         times_are_right = all(type(times) is int and 0 <= times < 2**31 for times in counts.values())
-        if not isinstance(held, str) or not _is_incomplete(undecoded) or not times_are_right:
+        seed_is_right = seed is None or (type(seed) is int and -(2**63) <= seed < 2**64)
+        if not seed_is_right or not isinstance(held, str) or not _is_incomplete(undecoded) or not times_are_right:
             raise ValueError
         held.encode()
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -103,7 +107,7 @@ def _parse(path: str, written: str, state: State, vocab_size: int) -> Session:
     wrong = [token for token in tokens if type(token) is not int or not 0 <= token < vocab_size]
     if wrong:
         raise UserError(f"{path} has a token {str(wrong[0])[:20]}, outside this model's vocabulary of {vocab_size}")
-    return Session(state, pending, counts, undecoded, held)
+    return Session(state, pending, counts, undecoded, held, seed)
 
 
 def _is_incomplete(raw: bytes) -> bool:

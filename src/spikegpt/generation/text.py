@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..errors import UsageError
 from ..model.state import State
 from ..tokenizer import StreamDecoder, Tokenizer
+from .sampling import Sampling
 from .session import Session
 from .stopping import StopFilter
 
@@ -101,7 +102,8 @@ class Text:
         """The stop string that ended it."""
         return self._filter.matched
 
-    def session(self, state: State) -> Session:
+    def session(self, state: State, sampling: Sampling) -> Session:
         """Where the text is left, `state` having read all of it but the pending token."""
         held = "" if self.stop is not None else self._filter.held
-        return Session(state, self.pending, dict(self.counts), self._decoder.pending, self._opening + held)
+        seed = sampling.seed_after(self.tokens)
+        return Session(state, self.pending, dict(self.counts), self._decoder.pending, self._opening + held, seed)

@@ -60,6 +60,9 @@ class Stream:
 
     def __init__(self, order: Order, index: int, tokenizer: Tokenizer) -> None:
         self.order, self.index = order, index
+        self.sampling = order.sampling[index]
+        if order.session is not None and len(order.sampling) == 1:
+            self.sampling = self.sampling.continuing(order.session.seed)
         self.text = Text(
             tokenizer, order.max_tokens, order.stop, session=order.session, continues=order.keeps,
             ignore_end=order.ignore_end,
@@ -77,7 +80,7 @@ class Stream:
         """Its sequence, which reads these tokens after `state`."""
         order = self.order
         self.sequence = model.sequence(
-            ids, state, sampling=order.sampling[self.index], counts=self.text.counts, logprobs=order.logprobs,
+            ids, state, sampling=self.sampling, counts=self.text.counts, logprobs=order.logprobs,
             echo=order.echo, chooses=chooses, spikes=order.spikes,
         )  # fmt: skip
         return self.sequence
@@ -113,7 +116,7 @@ class Stream:
         """The last piece."""
         session = None
         if self.order.keeps and self.sequence is not None and reason in ("length", "stop", "end"):
-            session = self.text.session(self.sequence.state())
+            session = self.text.session(self.sequence.state(), self.sampling)
         if self.text.reason is None:
             self._pieces.append(self.text.finish())
         return self._piece(reason, stop, session)
