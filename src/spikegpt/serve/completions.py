@@ -172,8 +172,9 @@ class Writing:
         if body.return_token_ids:
             choice |= {"token_ids": text.tokens, "prompt_token_ids": self.prompts[number // self.best_of].tolist()}
         if body.spikes:
-            choice["spikes"] = base64.b64encode(text.spikes).decode()
-            choice["sites"] = self.service.site_list()
+            cached = self.inbox.streams[number].cached_tokens
+            choice |= {"spikes": base64.b64encode(text.spikes).decode(), "sites": self.service.site_list()}
+            choice["cached_tokens"] = cached  # the first of the prompt, which were not read again: without spikes
         if session is not None:
             choice["session"] = session
         return choice
@@ -245,7 +246,7 @@ class Writing:
         if body.spikes:
             choice["spikes"] = base64.b64encode(piece.spikes).decode()
             if not begun:
-                choice["sites"] = self.service.site_list()
+                choice |= {"sites": self.service.site_list(), "cached_tokens": self.inbox.streams[number].cached_tokens}
         return choice, offset
 
 

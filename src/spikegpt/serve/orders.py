@@ -24,7 +24,7 @@ def orders_of(
 ) -> list[Order]:
     """An order a prompt; or, where each text needs its own reading of the prompt, an order a text."""
     settings = [sampling_of(service, body, choice) for choice in range(choices)]
-    apart = body.echo or body.spikes
+    apart = body.echo or body.spikes  # what is read with the prompt is each text's own
     groups = [(each,) for each in settings] if apart else [tuple(settings)]
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     best = choices > (body.n or 1)

@@ -9,7 +9,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADER_BYTES = 16 << 10
+from .settings import HEADER_BYTES
+
 GRACE = 5
 """Seconds in which running answers end when the server does."""
 
@@ -62,8 +63,10 @@ class Server(uvicorn.Server):
         self._on_exit = on_exit
 
     def handle_exit(self, sig: int, frame: Any) -> None:
+        # uvicorn's own would raise the signal again at the end, so that the exit would not be clean.
+        self.force_exit = self.should_exit
+        self.should_exit = True
         self._on_exit()
-        super().handle_exit(sig, frame)
 
 
 def make_server(app: Any, host: str, port: int, *, read_timeout: float, max_connections: int, on_exit: Any) -> Server:

@@ -48,7 +48,7 @@ class Reader:
         order = self._order
         if order.session is not None:
             return 0, order.session.state, {}
-        if order.echo or order.spikes != "none" or not self._cache.wanted:
+        if order.echo or not self._cache.wanted:
             return 0, None, {}
         cached, state = self._cache.find(ids)
         return cached, state, {length: key for length, key in keys(unread) if length > cached}

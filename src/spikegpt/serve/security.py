@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import answer
-from .settings import Settings
+from .settings import HEADER_BYTES, Settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/health", "/")
@@ -23,10 +23,6 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
-
-
-class TooLarge(Exception):
-    """A body passed the limit."""
 
 
 class Guard:
@@ -46,6 +42,11 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        body = _Body(receive, self._settings.max_body)
+
+        async def answered(message: Message) -> None:
+            if not body.too_large:  # else what the app makes of half a body is nobody's business
+                await with_headers(message)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -58,12 +59,13 @@ class Guard:
         if refusal is not None:
             await answer(*refusal)(scope, receive, with_headers)
             return
-        try:
-            await self._app(scope, _limited(receive, self._settings.max_body), with_headers)
-        except TooLarge:
+        await self._app(scope, body.receive, answered)
+        if body.too_large:
             await answer(413, self._too_large())(scope, receive, with_headers)
 
     def _refusal(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
+        if sum(len(name) + len(value) for name, value in headers.raw) > HEADER_BYTES:
+            return 431, f"the headers have more than {HEADER_BYTES:,} bytes"
         if _name(headers.get("host", "")) not in self._hosts:
             return 403, "this host name is not served; start the server with --allow-host NAME to allow it"
         if self._key is not None and not (method in ("GET", "HEAD") and path in self._open):
@@ -84,18 +86,21 @@ class Guard:
         return f"the body has more than {self._settings.max_body:,} bytes (--max-body)"
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
-    seen = 0
+class _Body:
+    """A request's body, read up to a limit; beyond it the app sees a client that has gone."""
 
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise TooLarge
-        return message
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._left = receive, limit
+        self.too_large = False
 
-    return counted
+    async def receive(self) -> Message:
+        """The next message."""
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left >= 0:
+            return message
+        self.too_large = True
+        return {"type": "http.disconnect"}
 
 
 def _name(host: str) -> str:

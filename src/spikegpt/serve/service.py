@@ -17,6 +17,7 @@ from ..engine import EventModel
 from ..errors import UserError
 from ..generation.session import Session, session_from_bytes, session_to_bytes
 from ..loading import load
+from ..profiling.energy import MEMORIES, TABLES
 from ..tokenizer import Tokenizer
 from .errors import Refusal
 from .metrics import Metrics
@@ -106,7 +107,7 @@ class Service:
             "parameters": self.products + config.vocab_size * config.n_embd, "n_layer": config.n_layer,
             "n_embd": config.n_embd, "vocab": config.vocab_size, "bits": self.model.bits, "state_bytes": self.state_bytes,
             "context": None, "products": self.products, "sites": self.site_list(),
-            "outputs": [outputs for _, _, outputs in self.sites],
+            "outputs": [outputs for _, _, outputs in self.sites], "energy": energy(self.model.bits),
         }  # fmt: skip
 
     def begin(self, orders: Sequence[Order]) -> Inbox:
@@ -222,3 +223,10 @@ class Inbox:
         """Nobody reads any more."""
         for stream in self.streams:
             stream.cancel()
+
+
+def energy(bits: int) -> dict[str, Any]:
+    """pJ of a product of a dense model and of an event, each with its weight read from the named memory."""
+    table, memory = TABLES[1], "SRAM"
+    read = MEMORIES[memory] * bits / 8
+    return {"table": table.name, "memory": memory, "dense": table.mac + read, "event": table.ac + read}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 PROMPTS, CHOICES, STOPS, STOP_LENGTH, LOGPROBS = 64, 64, 16, 256, 20
 """Fixed by the interface: prompts a request, n and best_of, stop strings and their characters, likeliest tokens."""
+HEADER_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,226 @@
+"""The page in a real browser: what it shows is what the model did."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving import Running, wait_for
+
+from spikegpt import load
+from spikegpt.engine import EventModel, run
+from spikegpt.generation.decode import generate
+from spikegpt.generation.sampling import Sampling
+from spikegpt.serve import page as page_files
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+PROMPT = "It was a dark night, and"
+
+
+@pytest.fixture(scope="module")
+def model() -> EventModel:
+    return load(engine="event", threads=1)
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    with Running([model]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page, ready; it may ask nobody else, and complain of nothing."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith(server.url) else problems.append(request.url))
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready]")
+    yield page
+    assert not problems
+    page.close()
+
+
+def until(page, condition: str) -> None:
+    """Waits for a condition in the page, whose policy forbids playwright's own way of asking."""
+    wait_for(lambda: page.evaluate(condition))
+
+
+def write(page, prompt: str, **settings) -> str:
+    """The text after writing on from a prompt."""
+    page.evaluate("document.querySelector('details').open = true")
+    for name, value in {"temperature": 0.8, "seed": 1, "max_tokens": 20, **settings}.items():
+        page.fill(f"#{name}", str(value))
+    page.fill("#text", prompt)
+    page.evaluate("document.querySelector('#text').setSelectionRange(1e9, 1e9)")
+    return go_on(page)
+
+
+def go_on(page) -> str:
+    page.evaluate("document.querySelector('#status').textContent = ''")
+    page.click("#write")
+    until(page, "!document.querySelector('#write').disabled && document.querySelector('#status').textContent")
+    return page.input_value("#text")
+
+
+def traced(model, ids: list[int]) -> tuple[np.ndarray, object]:
+    """Masks [T, bytes] of the tokens that the state has read, and the meter that counted them."""
+    sequence = model.sequence(ids, chooses=False, spikes="mask")
+    with model.meter() as meter:
+        while sequence.waiting:
+            model.advance([sequence])
+    return np.frombuffer(sequence.take_spikes(), np.uint8).reshape(len(ids), -1), meter
+
+
+def test_writes_what_generate_writes_and_shows_who_fired(page, model) -> None:
+    text = write(page, PROMPT)
+    assert text == PROMPT + "".join(generate(model, PROMPT, seed=1, max_tokens=20, temperature=0.8))
+    shown = page.evaluate("spikegpt.tokens.map(token => token.text)")
+    assert "".join(shown) == text
+    ids = model.tokenizer.encode(PROMPT).tolist()
+    sequence = model.sequence(ids, sampling=Sampling(seed=1))
+    while len(ids) < len(shown):
+        ids += [token for token in model.advance([sequence]) if token >= 0]
+    masks, meter = traced(model, ids[:-1])
+    ours = page.evaluate("spikegpt.tokens.slice(0, -1).map(token => [...token.mask])")
+    assert np.array_equal(np.array(ours, np.uint8), masks)
+    # The numbers are the meter's.
+    assert page.inner_text("#n-activity") == f"{meter.activity:.1%}"
+    assert page.inner_text("#n-rate") == f"{meter.rate:.1%}"
+    never = sum(int((site.fired == 0).sum()) for site in meter.counts())
+    assert page.inner_text("#n-dead") == f"{never / sum(site.inputs for site in meter.counts()):.1%}"
+    # And the raster's pixels are the neurons.
+    width, height, pixels = page.evaluate(
+        """() => { const c = document.querySelector('#raster');
+        const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        return [c.width, c.height, [...d].filter((_, i) => i % 4 === 0)] }"""
+    )
+    image = np.array(pixels, np.uint8).reshape(height, width)[:, : len(ids) - 1]
+    bits = np.unpackbits(masks, axis=1, bitorder="little").T
+    row = bit = 0
+    for site in meter.counts():
+        assert np.array_equal(image[row : row + site.inputs] == 0xFF, bits[bit : bit + site.inputs] == 1), site.name
+        row, bit = row + site.inputs + 1, bit + site.inputs
+    assert len(page.query_selector_all("#layers tbody tr")) == len(meter.counts())
+
+
+def test_a_text_that_goes_on_is_not_read_again(page) -> None:
+    text = write(page, PROMPT * 20)
+    assert page.evaluate("spikegpt.usage.prompt_tokens_details.cached_tokens") == 0
+    page.evaluate("document.querySelector('#text').setSelectionRange(1e9, 1e9)")
+    assert go_on(page).startswith(text)
+    cached = page.evaluate("spikegpt.usage.prompt_tokens_details.cached_tokens")
+    prompt = page.evaluate("spikegpt.usage.prompt_tokens")
+    assert 0 < prompt - cached <= 128
+    assert page.evaluate("spikegpt.counts.tokens") == page.evaluate("spikegpt.tokens.length") - 1
+
+
+def test_what_stands_behind_the_cursor_stays(page) -> None:
+    page.fill("#text", "The ship is")
+    page.evaluate("document.querySelector('#text').setSelectionRange(8, 8)")
+    text = go_on(page)
+    assert text.startswith("The ship") and text.endswith(" is") and len(text) > 12
+
+
+def test_a_token_shows_who_fired_and_forks(page) -> None:
+    first = write(page, PROMPT)
+    tokens = page.query_selector_all("#tokens button")
+    tokens[-8].click()
+    number = len(tokens) - 8
+    mask = np.array(page.evaluate(f"[...spikegpt.tokens[{number}].mask]"), np.uint8)
+    listed = page.inner_text("#fired")
+    assert sum(len(line.split()) - 1 for line in listed.splitlines()) == int(np.unpackbits(mask).sum())
+    assert tokens[-8].get_attribute("aria-pressed") == "true"
+    page.evaluate("document.querySelector('#status').textContent = ''")
+    page.query_selector_all("#alternatives button")[1].click()
+    until(page, "!document.querySelector('#write').disabled && document.querySelector('#status').textContent")
+    second = page.input_value("#text")
+    branches = page.query_selector_all("#branches button")
+    assert second != first and len(branches) == 2
+    branches[0].click()
+    assert page.input_value("#text") == first
+
+
+def test_the_state_is_shown_and_goes_through_a_file(page, tmp_path) -> None:
+    page.fill("#text", PROMPT)
+    page.click("#inspect")
+    until(page, "document.querySelector('#state-text').textContent.includes('256')")
+    assert page.evaluate("document.querySelector('#state').width") == 256
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "state.safetensors")
+    page.set_input_files("#upload", tmp_path / "state.safetensors")
+    until(page, "document.querySelector('#text').value === ''")
+    assert len(go_on(page)) > 10
+
+
+def test_what_a_model_writes_is_only_text(page) -> None:
+    evil = "<script>document.title='caught'</script><img src=x onerror=\"document.title='caught'\">"
+    assert write(page, evil).startswith(evil)
+    assert page.title() == "SpikeGPT" and page.query_selector("#tokens img, #tokens script") is None
+
+
+def test_keys_write_and_stop(page) -> None:
+    page.evaluate("document.querySelector('details').open = true")
+    page.fill("#max_tokens", "5000")
+    page.fill("#text", "Once")
+    page.keyboard.press("Control+Enter")
+    until(page, "spikegpt.tokens.length > 5")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('#write').disabled")
+    assert page.evaluate("spikegpt.tokens.length") < 5000
+
+
+def test_every_control_has_a_name(page) -> None:
+    write(page, PROMPT)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, input, select, textarea, canvas, a[href]')].filter(e => !(
+        e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length || e.title)).map(e => e.outerHTML)"""
+    )
+    assert nameless == []
+    axe = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
+    if not axe.is_file():
+        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
+    page.evaluate(axe.read_text(encoding="utf-8"))
+    found = page.evaluate(
+        "axe.run().then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id))"
+    )
+    assert found == []
+
+
+def test_a_picture_is_taken(page, tmp_path) -> None:
+    write(page, PROMPT, max_tokens=120, seed=3)
+    page.query_selector_all("#tokens button")[30].click()
+    path = tmp_path / "page.png"
+    page.screenshot(path=path)
+    assert path.stat().st_size > 30_000
+
+
+def test_the_files_are_small_and_whole(server) -> None:
+    folder = Path(page_files.__file__).parent
+    files = [path for path in folder.iterdir() if path.suffix in (".html", ".js", ".css", ".svg")]
+    assert sum(path.stat().st_size for path in files) < 100_000
+    for path in page_files.paths():
+        status, data, response = server.ask("GET", path)
+        assert status == 200 and data
+        assert server.ask("GET", path, if_none_match=response.headers["etag"])[0] == 304
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
