@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # The constraints pin torch: a later step that resolved it anew could pull gigabytes of CUDA packages.
 PIP := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test bench lint selftest selftest-aarch64 selftest-sanitized docs clean
+.PHONY: demo test bench lint selftest selftest-aarch64 selftest-sanitized docs kill fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spikegpt demo
@@ -12,6 +12,15 @@ demo: $(VENV)/.installed
 # The tests are many and small: a thread each, and a process for each core.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Kills of commands at random moments, and mutations of every file that is read: many more than the tests do.
+KILLS ?= 200
+MINUTES ?= 10
+kill: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill/killing.py --kills $(KILLS)
+
+fuzz: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --minutes $(MINUTES)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks

@@ -14,6 +14,7 @@ from .. import ops
 from ..checkpoint import latest_checkpoint, read_checkpoint
 from ..config import ModelConfig, Precision, TrainConfig
 from .memory import GB, count_parameters, fitting_batch, memory_of, training_memory
+from .saved import check_values
 
 GPU_STEP = 65536
 """Tokens in a step on GPUs: 64 x 1024, what a reproduction of the paper found better and faster than its 12 x 1024."""
@@ -110,7 +111,9 @@ def as_begun(run: Path, config: TrainConfig, chosen: Collection[str], backend: s
     path = latest_checkpoint(run)
     if path is None:
         return None
-    before = read_checkpoint(path)[1]["run"]
+    values = read_checkpoint(path)[1]
+    check_values(path, values)
+    before = values["run"]
     whole = before["train"]["batch_size"] * before["processes"]
     values = {name: before["train"][name] for name in ("precision", "accumulate")} | {"batch_size": whole // processes}
     picked = {name: value for name, value in values.items() if name not in chosen}

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..checkpoint import CHECKPOINTS, load_weights, read_checkpoint, read_config, save_checkpoint, write_model
 from ..config import TrainConfig
-from ..errors import UsageError
+from ..errors import UsageError, UserError
 from ..files import remove_leftovers, write_json
 from ..model.spikegpt import SpikeGPT
 from .lock import checkpoint_of
 from .optim import lr_at
 from .run import Run, described
+from .saved import check_tensors, check_values
 from .sharding import collect_shares, read_shares, share_of, write_share
 
 # Fields that may change from one part of a run to the next: none of them touches a weight.
@@ -122,7 +123,10 @@ def restore(run: Run, tensors: dict[str, Tensor], values: dict[str, Any]) -> Non
     load_random(run.accelerator, tensors, run.config.seed + values["step"])
     rows = slice(run.batches.rank * run.batches.batch_size, (run.batches.rank + 1) * run.batches.batch_size)
     carried = {name: tensor[rows] for name, tensor in tensors.items() if name.startswith("carried.")}
-    run.objective.load_carried({name: tensor.to(run.accelerator.device) for name, tensor in carried.items()})
+    try:
+        run.objective.load_carried({name: tensor.to(run.accelerator.device) for name, tensor in carried.items()})
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"the checkpoint of step {values['step']} lacks a carried state ({error}); delete it") from None
     run.step, run.last, run.losses = values["step"], values["last"], values["losses"]
 
 
@@ -136,8 +140,7 @@ def load_run(
     wanted = described(config, identity, processes)
     path = checkpoint_of(out)
     tensors, values = read_checkpoint(path)
-    # Settings that the run's version did not know have their defaults.
-    values["run"]["train"] = TrainConfig.from_dict(values["run"]["train"]).to_dict()
+    check_values(path, values)
     tensors |= read_shares(path)
     _check_batch(out, values["run"], wanted)
     before = _flat({**values["run"], "model": read_config(path).to_dict()})
@@ -151,6 +154,7 @@ def load_run(
                 f"cannot resume {out}: {field} is {now.get(field)!r}, but the run began with {before.get(field)!r}; "
                 "keep it, or start a new run in another directory"
             )
+    check_tensors(path, tensors, model)
     load_weights(model, path, device=next(model.parameters()).device)
     return tensors, values
 
