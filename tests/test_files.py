@@ -5,7 +5,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from spikegpt import files
 from spikegpt.errors import UserError
@@ -172,6 +175,16 @@ def test_a_lock_is_held_by_one_and_ends_with_its_process(tmp_path):
     in_the_same_process_too = pytest.raises(UserError, match="taken")
     with files.locked(lock, "taken"), in_the_same_process_too, files.locked(lock, "taken"):
         pytest.fail("two have it")
+
+
+def test_the_same_safetensors_are_the_same_bytes(tmp_path):
+    metadata = {letter: letter for letter in "abcdefghij"}
+    for name in ("one", "two"):
+        files.write_readable(tmp_path / name, lambda file: save_file({"x": np.ones(3)}, file, metadata))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    with safe_open(tmp_path / "one", framework="numpy") as file:
+        assert file.metadata() == metadata
+        assert file.get_tensor("x").tolist() == [1, 1, 1]
 
 
 BAD_JSON = {

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -115,9 +116,9 @@ def remove_leftovers(directory: Path, name: str | None = None) -> None:
 
 
 def write_readable(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a safetensors file, with a new file's usual permissions instead of its owner's alone.
+    """Let `write` make a safetensors file: the same content gives the same bytes, with a new file's usual permissions.
 
-    OSError where it cannot be written, as from any other writer.
+    The library shuffles the metadata and lets only the owner read. OSError where the file cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -129,6 +130,15 @@ def write_readable(path: Path, write: Callable[[Path], object]) -> None:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(*(int(number[1]), os.strerror(int(number[1]))) if number else (str(error),)) from None
     path.chmod(mode)
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        if metadata := header.get("__metadata__"):
+            header["__metadata__"] = dict(sorted(metadata.items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+            if len(text) == length:
+                file.seek(8)
+                file.write(text)
 
 
 def absolute(path: Path) -> Path:

@@ -99,7 +99,9 @@ def change_value(values: Any, random: random.Random) -> Any:
             other = random.choice(list(changed)) if isinstance(changed, dict) else random.randrange(len(changed))
             changed[at], changed[other] = changed[other], changed[at]
         case 3 if isinstance(changed[at], int | float):
-            changed[at] = random.choice((changed[at] + 1, changed[at] - 1, -changed[at], changed[at] * 1000, str(changed[at])))
+            changed[at] = random.choice(
+                (changed[at] + 1, changed[at] - 1, -changed[at], changed[at] * 1000, str(changed[at]))
+            )
         case _:
             changed[at] = change_value(changed[at], random)
     return changed
@@ -124,7 +126,9 @@ def mutate_safetensors(data: bytes, random: random.Random) -> bytes:
 _TYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 
 
-def _change_tensors(header: dict[str, Any], body: bytes, random: random.Random) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def _change_tensors(
+    header: dict[str, Any], body: bytes, random: random.Random
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     metadata = header.pop("__metadata__", {})
     arrays = {
         name: np.frombuffer(body[slice(*entry["data_offsets"])], _TYPES[entry["dtype"]]).reshape(entry["shape"]).copy()
@@ -146,12 +150,18 @@ def _change_tensors(header: dict[str, Any], body: bytes, random: random.Random) 
         case 4:
             arrays[name] = array[..., : random.choice((0, 1, max(array.shape[-1] - 1, 0)))] if array.ndim else array
         case 5:
-            arrays[name] = array.reshape(random.choice(((-1,), (1, -1), (-1, 1), (1, *array.shape)))) if array.size else array
+            arrays[name] = (
+                array.reshape(random.choice(((-1,), (1, -1), (-1, 1), (1, *array.shape)))) if array.size else array
+            )
         case 6:
             arrays[name] = np.concatenate([array, array]) if array.ndim else array
         case 7 if array.size:
-            extremes = (np.nan, np.inf, -np.inf, 0, -1, 1e38, 127) if array.dtype.kind == "f" else (0, 1, -128 & 127, 15)
-            array.reshape(-1)[random.randrange(array.size) :: random.choice((1, 7, array.size))] = random.choice(extremes)
+            extremes = (
+                (np.nan, np.inf, -np.inf, 0, -1, 1e38, 127) if array.dtype.kind == "f" else (0, 1, -128 & 127, 15)
+            )
+            array.reshape(-1)[random.randrange(array.size) :: random.choice((1, 7, array.size))] = random.choice(
+                extremes
+            )
         case _:
             key = random.choice([*metadata, "x"])
             metadata[key] = random.choice(("", "0", "-1", "3", "9" * 30, "x", "[1]", "{}", "null", "[" * 10_000))
@@ -175,7 +185,11 @@ def _pack(metadata: dict[str, str], arrays: dict[str, np.ndarray]) -> bytes:
     body = b""
     for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
         raw = np.ascontiguousarray(array).tobytes()
-        header[name] = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": [len(body), len(body) + len(raw)]}
+        header[name] = {
+            "dtype": names[array.dtype],
+            "shape": array.shape,
+            "data_offsets": [len(body), len(body) + len(raw)],
+        }
         body += raw
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + body
