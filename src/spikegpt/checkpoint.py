@@ -47,6 +47,7 @@ TRAINING_TENSORS, TRAINING = "training.safetensors", "training.json"
 CHECKPOINTS = "checkpoints"
 _MODEL_FILES = {WEIGHTS, INDEX, CONFIG, TOKENIZER, *hub.FILES}
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_PLAIN_NAME = re.compile(r"[\w-][\w.-]{0,199}")  # of a file in the same directory
 _INDEX_BYTES = 1 << 24  # largest INDEX that is read
 
 PathLike = str | os.PathLike[str]
@@ -71,7 +72,7 @@ def weight_files(directory: Path, whole: str = WEIGHTS) -> list[Path]:
         return [directory / whole]
     named = _read_json(index, limit=_INDEX_BYTES).get("weight_map")
     names = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
-    if not names or not all(name.endswith(Path(whole).suffix) and Path(name).name == name for name in names):
+    if not names or not all(_PLAIN_NAME.fullmatch(name) and name.endswith(Path(whole).suffix) for name in names):
         raise UserError(f"{index} does not say which files beside it hold the weights; get it again")
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise UserError(f"{directory} lacks {len(missing)} of the {len(names)} files of its weights ({missing[0]})")

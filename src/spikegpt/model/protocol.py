@@ -132,3 +132,16 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
         yield
     finally:
         model.train()
+
+
+def check_ids(ids: Tensor, vocab_size: int) -> None:
+    """UsageError unless `ids` are [B, T] whole numbers in [0, V); on a GPU their values are not looked at."""
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise UsageError(f"ids must be int64 or int32, not {str(ids.dtype).removeprefix('torch.')}")
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        least, most = int(ids.min()), int(ids.max())
+        if least < 0 or most >= vocab_size:
+            wrong = least if least < 0 else most
+            raise UsageError(f"token {wrong} is not in the vocabulary of {vocab_size}")

@@ -21,6 +21,7 @@ from .allocation import allocate
 from .layers import ChannelMix, Dropout, Linear, Mix, TimeMix
 from .meter import SpikeMeter
 from .neurons import LIF, EventNeuron, SpikeEmbedding
+from .protocol import check_ids
 from .rwkv4 import time_constants
 from .sites import HEAD_NEURON, first_mix, sites, sites_by_neuron
 from .state import BlockState, MixState, State
@@ -137,10 +138,10 @@ class SpikeGPT(nn.Module):
 
         `residuals` receives the residual after each block, [B, T, C], and at last what the head reads.
         """
-        if ids.ndim != 2 or ids.shape[1] == 0:
-            raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
+        check_ids(ids, self.config.vocab_size)
         if state is None:
             state = self.init_state(ids.shape[0])
+        self._check_state(state, ids.shape[0])
         x = self.emb(ids).to(self.ln_out.weight.dtype)  # full precision even where the matrices are stored in half
         if self.emb_spike is not None:
             x, _ = self.emb_spike(x)
@@ -157,6 +158,16 @@ class SpikeGPT(nn.Module):
         if residuals is not None:
             residuals.append(x)
         return x, State(tuple(blocks), state.membranes)
+
+    def _check_state(self, state: State, batch_size: int) -> None:
+        if state.batch_size != batch_size:
+            raise UsageError(f"the state is of {state.batch_size} sequences, not {batch_size}")
+        first = state.blocks[0].att.shift
+        if len(state.blocks) != len(self.blocks) or first.shape[1] != self.config.n_embd:
+            raise UsageError(
+                f"the state is of {len(state.blocks)} blocks x {first.shape[1]} channels, the model has "
+                f"{len(self.blocks)} x {self.config.n_embd}"
+            )
 
     def _run(self, block: nn.Module, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         if self.gradient_checkpointing and self.training:

@@ -25,7 +25,7 @@ def check_values(path: Path, values: dict[str, Any]) -> None:
     Settings that the version which wrote them did not know get their defaults.
     """
     for name, kinds in _KINDS.items():
-        if not isinstance(values.get(name), kinds) or isinstance(values[name], bool):
+        if name not in values or not isinstance(values[name], kinds) or isinstance(values[name], bool):
             raise _damaged(path / TRAINING, name, values.get(name))
     run = values["run"]
     if not _is_count(run.get("processes")) or run["processes"] == 0:
