@@ -20,7 +20,6 @@ from torch import Tensor
 from .. import checkpoint
 from ..errors import UsageError, UserError
 from ..generation.sampling import Sampling
-from ..model.protocol import check_ids
 from ..model.spikegpt import SpikeGPT
 from ..model.state import State
 from ..tokenizer import Tokenizer
@@ -120,7 +119,8 @@ class EventModel:
 
     def __call__(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids [B, T] int64 -> logits [B, T, V] float32 and the next state; without a state the text begins."""
-        check_ids(ids, self.config.vocab_size)
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
         rows = self._rows(state, len(ids))
         logits = torch.empty(*ids.shape, self.config.vocab_size)
         for sequence, tokens in enumerate(ids.cpu().numpy()):

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError, UserError
-from ...model.protocol import check_ids
 from ...model.state import State
 from ...tokenizer import Tokenizer
 from ..integers import GROUP
@@ -81,7 +80,8 @@ class FixedEventModel:
 
     def integer_logits(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids [B, T] int64 -> logits [B, T, V] int32 in the format `formats.logit`, and the next state."""
-        check_ids(ids, self.config.vocab_size)
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
         rows = self._rows(state, len(ids))
         logits = torch.empty(*ids.shape, self.config.vocab_size, dtype=torch.int32)
         for sequence, tokens in enumerate(ids.cpu().numpy()):
