@@ -277,6 +277,16 @@ def test_calls_check_the_ids_that_they_are_given(kind: str, model: SpikeGPT) -> 
 
 
 @needs_engine
+def test_a_text_of_another_engine_is_refused(model: SpikeGPT) -> None:
+    engine = EventModel.of(model)
+    torch.manual_seed(0)
+    smaller = EventModel.of(SpikeGPT(dataclasses.replace(CONFIG, n_layer=1)).eval())
+    for one, other in ((engine, smaller), (smaller, engine)):
+        with pytest.raises(ValueError, match="a sequence is of a model of another shape"):
+            one.advance([other.sequence([1, 2])])
+
+
+@needs_engine
 def test_states_that_are_not_numbers_and_too_many_threads_are_refused(model: SpikeGPT) -> None:
     engine = EventModel.of(model)
     for number in (torch.nan, torch.inf, -torch.inf):
