@@ -39,7 +39,7 @@ class IntegerModel:
 
     @staticmethod
     def of(model: SpikeGPT, bits: int = 8) -> IntegerModel:
-        """Round the matrices of an event-driven model to the nearest of their 255 (or 15) steps."""
+        """Round the weights of an event-driven model to the nearest of 255 (8 bits) or 15 (4 bits) steps."""
         check_event_driven(model.config)
         check_bits(bits)
         matrices = {site.name for site in sites(model.config)}

@@ -1,4 +1,4 @@
-"""Counting the events of an engine's calls. Counters are a call's, so that callers who share an engine do not meet in them."""
+"""Counting the events of an engine's calls. Counters belong to a call: callers that share an engine do not interfere."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class EventMeter:
 
     @property
     def rate(self) -> float:
-        """Share of all neuron-steps with an event."""
+        """Fraction of all neuron-steps with an event."""
         counts = self.counts()
         steps = sum(site.steps * site.inputs for site in counts)
         return sum(site.active for site in counts) / steps if steps else 0.0
 
     @property
     def activity(self) -> float:
-        """Share of the weights that were read: events x outputs over inputs x outputs."""
+        """Fraction of the weights that were read: events x outputs over inputs x outputs."""
         counts = self.counts()
         weights = sum(site.steps * site.inputs * site.outputs for site in counts)
         return sum(site.active * site.outputs for site in counts) / weights if weights else 0.0
@@ -69,7 +69,7 @@ class EventMeter:
 
 
 def counters_of(engine: Any) -> Any:
-    """The counters of the innermost meter of this engine in this thread; None: nobody counts."""
+    """The counters of the innermost meter of this engine in this thread; None if nothing is counted."""
     return next((meter._counters for meter in _METERS.get() if meter._engine is engine), None)
 
 

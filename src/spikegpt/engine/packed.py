@@ -1,7 +1,7 @@
 """A packed model on disk: `config.json`, `tokenizer.json` and `packed.safetensors`, the matrices in small integers.
 
 The file is plain safetensors: one input's weights lie together (matrices are stored [inputs, outputs]). Its metadata has
-the version of the layout and a SHA-256 of the data, so that a damaged file is found before it talks nonsense.
+the version of the layout and a SHA-256 of the data, so that a damaged file is detected when it is loaded.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _array(path: Path, file: Any, name: str) -> np.ndarray:
 
 
 def _bits(metadata: dict[str, str]) -> int:
-    """Width of the weights; 0, which there is not, where the metadata has none."""
+    """Width of the weights; 0, which is refused, if the metadata has none."""
     return next((bits for bits in BITS if metadata.get("bits") == str(bits)), 0)
 
 

@@ -43,14 +43,14 @@ MISSING = _missing
 
 
 MOST_THREADS = 256
-"""Each has buffers of its own, whether it pays or not."""
+"""Every thread allocates its own buffers."""
 
 
 class EventModel:
     """A packed model on its engine: `logits, state = model(ids, state)` as in `SpikeGPT`.
 
-    `threads` is fixed at the start, for weights are laid out for it (None: as many as pay); results do not depend on
-    it. Several callers may share an engine; they take turns.
+    `threads` is fixed at the start, for weights are laid out for it (None: as many as are useful); results do not depend on
+    it. Several callers may share an engine; their calls are serialised.
     """
 
     device = torch.device("cpu")
@@ -194,7 +194,7 @@ class EventModel:
         return dense
 
     def read_weights(self) -> float:
-        """Bytes per second at which these threads read all the weights in order: what the memory can do."""
+        """Bytes per second at which these threads read all the weights in order: the memory's bandwidth."""
         start = time.perf_counter()
         self._engine.read_weights()
         return self._engine.weight_bytes / (time.perf_counter() - start)
@@ -212,7 +212,7 @@ class EventModel:
 
 
 class Stream:
-    """One text in the making. Nothing is allocated for a token."""
+    """A text that is read token by token, without allocations."""
 
     def __init__(self, engine: Any, layout: Layout, rows: Tensor, vocab_size: int, dense: bool) -> None:
         self._engine, self._layout, self._rows, self._dense = engine, layout, rows, dense
@@ -255,6 +255,6 @@ def native_sampler(settings: Sampling, vocab_size: int) -> Any:
 
 
 def useful_threads(channels: int) -> int:
-    """Threads that pay: below 128 channels each, waiting for one another costs more than they bring."""
+    """Number of useful threads: below 128 channels each, synchronisation costs more than parallelism saves."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, max(1, channels // 128), 8)

@@ -1,4 +1,4 @@
-"""Texts in the making on the engine, many at a time: a turn is one call without the interpreter's lock."""
+"""Many texts generated at once on the engine: a turn is one call that releases the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Sequence:
 
 
 def as_id(token: int) -> int:
-    """A token's id; UsageError for what is no whole number, IndexError for one that no vocabulary has."""
+    """A token's id; UsageError if it is not an integer, IndexError if no vocabulary can have it."""
     try:
         id = index(token)
     except TypeError:
@@ -84,7 +84,7 @@ def as_id(token: int) -> int:
 
 
 def as_ids(ids: Ids[int] | np.ndarray) -> np.ndarray:
-    """int64 [T] in one piece, as the engine reads them. UsageError for what are no whole numbers, or several rows."""
+    """int64 [T] in one piece, as the engine reads them. UsageError if they are not integers, or not one row."""
     given = np.asarray(ids)
     if given.dtype.kind not in "iu" and given.size:
         raise UsageError(f"ids must be whole numbers, not {given.dtype}")

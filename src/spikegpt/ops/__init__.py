@@ -190,7 +190,7 @@ def event(
     Args:
         x: [B, T, C], input current.
         threshold, unit: [C], positive, without gradient.
-        leak: [C] in [0, 1), share of the membrane kept per token; None: memoryless (`membrane` comes back untouched).
+        leak: [C] in [0, 1), fraction of the membrane kept per token; None: memoryless (`membrane` comes back untouched).
         membrane: [B, C], M left by the tokens before; None: 0.
         levels: largest event. smallest: smallest one that is sent. signed: whether |H| or only a positive H fires.
         reset: "hard" or "soft".

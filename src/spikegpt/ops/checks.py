@@ -1,4 +1,4 @@
-"""What every operator checks of its arguments, whatever computes it. Shapes: B batch, T time in tokens, C channels."""
+"""Checks of the operators' arguments, the same on every backend. Shapes: B batch, T time in tokens, C channels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def expect_targets(targets: Tensor, logits: Tensor) -> None:
 
 
 def check_targets(targets: Tensor, classes: int) -> None:
-    """IndexError for a target that is neither 0 to classes - 1 nor `IGNORED`; on the CPU only, elsewhere it would wait."""
+    """IndexError for a target that is neither 0 to classes - 1 nor `IGNORED`.
+
+    Only on the CPU: on a GPU it would force a synchronisation.
+    """
     if targets.device.type != "cpu":
         return
     outside = ((targets < 0) | (targets >= classes)) & (targets != IGNORED)

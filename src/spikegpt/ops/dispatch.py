@@ -1,6 +1,6 @@
 """Which backend computes an operator.
 
-"auto" takes the native kernels on the CPU and Triton's on a GPU where they are there and the tensors are float32 or
+"auto" takes the native kernels on the CPU and Triton's on a GPU where they are installed and the tensors are float32 or
 narrower, else the reference. An explicit choice is used or refused, never swapped.
 """
 
@@ -84,7 +84,7 @@ _warned = False
 
 
 def _warn_once(missing: str | None) -> None:
-    """That a fast backend is not there at all."""
+    """Warn, once per process, that a fast backend is not installed."""
     global _warned
     if missing and not _warned and not torch.compiler.is_compiling():
         _warned = True

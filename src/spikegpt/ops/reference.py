@@ -1,4 +1,4 @@
-"""The operators as plain PyTorch, loops over time where they must be: the specification, in any floating type.
+"""The operators as plain PyTorch, with loops over time where needed: the specification, in any floating type.
 
 Shapes: B batch, T time in tokens, C channels. Gradients come from autograd; only the jumps have their own.
 """
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from .checks import IGNORED, check_targets, counted, promoted
 
 _ELEMENTS = {"cpu": 2**18}
-"""Log-probabilities held at a time: what a core's cache has room for, or elsewhere 2**26."""
+"""Log-probabilities held at a time: as many as a core's cache holds, or 2**26 elsewhere."""
 
 
 class _Spike(torch.autograd.Function):
@@ -66,7 +66,7 @@ class _Event(torch.autograd.Function):
 
 
 class _Divergence(torch.autograd.Function):
-    """Row by row, for memory: of all that is computed only the gradient, as large as the logits, is kept."""
+    """Computed a few rows at a time to save memory: only the gradient, as large as the logits, is kept."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, teacher: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class _Divergence(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """By hand, for memory: the gradient is made in one [..., V] tensor, and no log-probabilities are kept."""
+    """Differentiated by hand to save memory: one [..., V] tensor for the gradient, and no log-probabilities are kept."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, penalty: float) -> Tensor:

@@ -1,5 +1,5 @@
-// Memory for weights that are read at random: in huge pages where the system has them, so that each row does not cost a
-// walk through the page table as well. Freed as a whole.
+// Memory for weights that are read at random: in huge pages where the system has them, so that reading a row does not
+// also cost a page-table walk. Freed as a whole.
 #pragma once
 
 #include <cstddef>

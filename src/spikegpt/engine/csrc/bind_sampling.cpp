@@ -48,17 +48,20 @@ void check_ids(const Ids &ids, int vocab) {
       throw std::out_of_range("token " + std::to_string(ids.data()[i]) + " is not in the vocabulary");
 }
 
-std::shared_ptr<Sampler> make_sampler(int vocab, float temperature, int top_k, float top_p, float min_p, float repetition,
-                                      float presence, float frequency, std::vector<std::pair<int, float>> bias, uint64_t seed) {
+std::shared_ptr<Sampler> make_sampler(int vocab, float temperature, int top_k, float top_p, float min_p,
+                                      float repetition, float presence, float frequency,
+                                      std::vector<std::pair<int, float>> bias, uint64_t seed) {
   if (vocab < 1) throw std::invalid_argument("a vocabulary has at least one token");
   for (const auto &[token, value] : bias)
-    if (token < 0 || token >= vocab) throw std::out_of_range("token " + std::to_string(token) + " is not in the vocabulary");
+    if (token < 0 || token >= vocab)
+      throw std::out_of_range("token " + std::to_string(token) + " is not in the vocabulary");
   return std::make_shared<Sampler>(
       Sampling{temperature, top_k, top_p, min_p, repetition, presence, frequency, std::move(bias), seed}, vocab);
 }
 
 int64_t choose(Sampler &sampler, const Logits &logits) {
-  if (logits.shape(0) != static_cast<std::size_t>(sampler.vocab())) throw std::invalid_argument("logits have another shape");
+  if (logits.shape(0) != static_cast<std::size_t>(sampler.vocab()))
+    throw std::invalid_argument("logits have another shape");
   Scratch scratch(sampler.vocab());
   return sampler.choose(logits.data(), scratch, loops_of(""), -1, nullptr);
 }
@@ -74,8 +77,8 @@ void restore(Sampler &sampler, const Ids &ids, const Ids &times) {
   for (std::size_t i = 0; i < ids.shape(0); ++i) sampler.restore(ids.data()[i], times.data()[i]);
 }
 
-std::shared_ptr<Sequence> make_sequence(const State &state, const Ids &ids, std::shared_ptr<Sampler> sampler, int logprobs, bool echo, bool chooses,
-                    const std::string &spikes) {
+std::shared_ptr<Sequence> make_sequence(const State &state, const Ids &ids, std::shared_ptr<Sampler> sampler,
+                                        int logprobs, bool echo, bool chooses, const std::string &spikes) {
   check_ids(ids, sampler->vocab());
   auto made = std::make_shared<Sequence>();
   made->state = state.data();
@@ -97,7 +100,8 @@ void check_idle(const Sequence &sequence) {
 nb::list take_scores(Sequence &sequence) {
   check_idle(sequence);
   nb::list all;
-  for (const Score &score : std::exchange(sequence.scores, {})) all.append(nb::make_tuple(score.token, score.logprob, score.top));
+  for (const Score &score : std::exchange(sequence.scores, {}))
+    all.append(nb::make_tuple(score.token, score.logprob, score.top));
   return all;
 }
 
@@ -119,12 +123,14 @@ void bind_sampling(nb::module_ &module) {
       .def(nb::new_(&make_sampler), "vocab"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition_penalty"_a,
            "presence_penalty"_a, "frequency_penalty"_a, "bias"_a, "seed"_a)
       .def("choose", &choose, "logits"_a, "The next token after logits [V]; -2 where they are not finite.")
-      .def("restore", &restore, "ids"_a.noconvert(), "times"_a.noconvert(), "Says how often the text chose each token before.")
+      .def("restore", &restore, "ids"_a.noconvert(), "times"_a.noconvert(),
+           "Says how often the text chose each token before.")
       .def("read", &read, "ids"_a.noconvert(), "Says that the text has these tokens.");
   nb::class_<Sequence>(module, "Sequence", "A text and its state [size], written in place.")
-      .def(nb::new_(&make_sequence), "state"_a.noconvert(), "ids"_a.noconvert(), "sampler"_a, "logprobs"_a = -1, "echo"_a = false,
-           "chooses"_a = true, "spikes"_a = "none")
-      .def("take_scores", &take_scores, "(token, logprob, [(token, logprob) of the likeliest]) of every token scored since the last call.")
+      .def(nb::new_(&make_sequence), "state"_a.noconvert(), "ids"_a.noconvert(), "sampler"_a, "logprobs"_a = -1,
+           "echo"_a = false, "chooses"_a = true, "spikes"_a = "none")
+      .def("take_scores", &take_scores,
+           "(token, logprob, [(token, logprob) of the likeliest]) of every token scored since the last call.")
       .def("take_spikes", &take_spikes, "Who fired at every token read since the last call.")
       .def_prop_ro("waiting", &Sequence::waiting, "Tokens that were not read yet, the one chosen last included.")
       .def_prop_ro("unread", &unread, "Those tokens.");

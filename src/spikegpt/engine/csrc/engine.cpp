@@ -122,8 +122,8 @@ void Engine::add_site(const SitePlan &plan) {
   site->events = arena_.take<int8_t>(static_cast<std::size_t>(kTokens) * site->stride);
   site->index = static_cast<int>(sites_.size());
   const int stored = site->bits == 4 ? divide_up(plan.outputs, 2) : plan.outputs;
-  lay_out(*site, tensor(plan.matrix + ".weight", found->second.type, {plan.inputs, stored}), walk_->place, model_.threads,
-          arena_);
+  lay_out(*site, tensor(plan.matrix + ".weight", found->second.type, {plan.inputs, stored}), walk_->place,
+          model_.threads, arena_);
   add_scales(*site, plan.matrix + ".scale");
   sites_.push_back(std::move(site));
   names_.push_back(plan.neuron);
@@ -135,7 +135,8 @@ void Engine::add_scales(Site &site, const std::string &name) {
   if (found == tensors_->end() || found->second.shape.size() != 2)
     throw std::invalid_argument("there is no tensor " + name + " of two dimensions");
   const int64_t groups = found->second.shape[0];
-  if (groups < 1 || groups > site.inputs) throw std::invalid_argument("tensor " + name + " has another number of groups");
+  if (groups < 1 || groups > site.inputs)
+    throw std::invalid_argument("tensor " + name + " has another number of groups");
   site.groups = static_cast<int>(groups);
   site.group_inputs = groups == 1 ? site.inputs : round_up(divide_up(site.inputs, site.groups), 64);
   if ((groups - 1) * site.group_inputs >= site.inputs)
@@ -143,7 +144,8 @@ void Engine::add_scales(Site &site, const std::string &name) {
   const float *scales = static_cast<const float *>(tensor(name, Tensor::kFloat, {groups, site.outputs}).data);
   float *scaled = arena_.take<float>(static_cast<std::size_t>(groups) * site.padded);
   for (int64_t group = 0; group < groups; ++group)
-    for (int o = 0; o < site.outputs; ++o) scaled[group * site.padded + o] = scales[group * site.outputs + o] * site.unit;
+    for (int o = 0; o < site.outputs; ++o)
+      scaled[group * site.padded + o] = scales[group * site.outputs + o] * site.unit;
   site.scale = scaled;
 }
 
@@ -209,7 +211,8 @@ void Engine::pass(const Row *rows, int tokens, bool dense, Counts *counts) {
 }
 
 void Engine::check(int64_t id) const {
-  if (id < 0 || id >= model_.vocab) throw std::out_of_range("token " + std::to_string(id) + " is not in the vocabulary");
+  if (id < 0 || id >= model_.vocab)
+    throw std::out_of_range("token " + std::to_string(id) + " is not in the vocabulary");
 }
 
 void Engine::run(const int64_t *ids, int64_t tokens, float *state, float *logits, bool only_last, bool dense,

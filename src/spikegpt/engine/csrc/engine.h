@@ -31,7 +31,8 @@ class Engine {
   // Throws std::out_of_range for a token outside the vocabulary.
   void check(int64_t id) const;
 
-  // Reads every weight once, in order, with all threads: what the memory can do. Returns their sum, so that it is done.
+  // Reads every weight once, in order, with all threads, to measure the memory's bandwidth. Returns their sum, so that
+  // the reads are not optimised away.
   uint64_t read_weights();
   int64_t weight_bytes() const;
 
@@ -62,7 +63,7 @@ class Engine {
   std::vector<Mix> mixes_;
   std::vector<std::unique_ptr<Site>> sites_;
   std::vector<std::string> names_;
-  float *logits_ = nullptr;  // [kTokens][V] for who keeps none
+  float *logits_ = nullptr;  // [kTokens][V] for callers that keep none
   Row rows_[kTokens];
   std::vector<Worker> workers_;
   Pass pass_{};

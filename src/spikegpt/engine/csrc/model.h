@@ -14,8 +14,8 @@ constexpr int outputs_per_block(int bits) { return bits == 4 ? 128 : 64; }
 // Most outputs of a panel, so that their sums stay in the L1 cache.
 constexpr int kPanelOutputs = 4096;
 
-// The weights of a run of outputs, as [input][stride bytes]: what is read of a row for them lies together, for memory gives
-// long runs faster than short ones. The stride is no large power of 2, lest rows compete for a small part of the cache.
+// The weights of a run of outputs, as [input][stride bytes]: the bytes of a row that are read for them are contiguous, since
+// memory is faster in long runs. The stride is no large power of 2, so that rows do not compete for the same cache sets.
 struct Panel {
   int begin, blocks;  // first output; blocks of 64 bytes
   int stride;
@@ -44,7 +44,7 @@ struct Site {
   float unit;
   bool is_signed;
   int64_t membrane;  // where the state keeps it, or -1
-  int8_t *events;    // [kTokens][stride], what the neuron said
+  int8_t *events;    // [kTokens][stride], the neuron's output
   int stride;
   int index;  // among all sites, in the order they run
 };

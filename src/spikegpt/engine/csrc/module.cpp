@@ -1,4 +1,4 @@
-// The Python module: numpy arrays in, an engine out. Shapes are checked here and in engine.cpp; files are Python's affair.
+// The Python module: numpy arrays in, an engine out. Shapes are checked here and in engine.cpp; files are read in Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -32,9 +32,10 @@ class Handle {
          const std::string &isa) {
     std::vector<Array> kept;
     const Tensors tensors = view_all(arrays, kept);
-    engine_ = std::make_unique<Engine>(Settings{channels, vocab, static_cast<float>(levels), static_cast<float>(smallest),
-                                                hard, spike_embedding, state_size, threads, isa},
-                                       Plan{sites, mixes}, tensors);
+    engine_ =
+        std::make_unique<Engine>(Settings{channels, vocab, static_cast<float>(levels), static_cast<float>(smallest),
+                                          hard, spike_embedding, state_size, threads, isa},
+                                 Plan{sites, mixes}, tensors);
     turns_ = std::make_unique<Turns>(*engine_);
   }
 
@@ -68,18 +69,14 @@ class Handle {
     return engine_->read_weights();
   }
 
-  nb::list counts(Counters &counters) {
-    return rows_of(*engine_, copy(counters));
-  }
+  nb::list counts(Counters &counters) { return rows_of(*engine_, copy(counters)); }
 
   int64_t spike_bytes(const std::string &spikes) const { return turns_->spike_bytes(spikes_named(spikes)); }
 
   Engine &engine() { return *engine_; }
 
  private:
-  Counts *counts_of(Counters *counters) const {
-    return spikegpt::engine::counts_of(*engine_, counters);
-  }
+  Counts *counts_of(Counters *counters) const { return spikegpt::engine::counts_of(*engine_, counters); }
 
   // Not while a pass is writing them.
   Counters copy(const Counters &counters) {
@@ -111,23 +108,24 @@ NB_MODULE(_engine, module) {
   nb::class_<Counters>(module, "Counters", "What calls counted that were given these.")
       .def("add", &Counters::add, "other"_a, "Adds what others have counted; no call may be counting.");
   nb::class_<SitePlan>(module, "Site", "A matrix and the neuron in front of it, by the names of their tensors.")
-      .def(nb::init<std::string, std::string, int, int, bool, int64_t>(), nb::kw_only(), "matrix"_a, "neuron"_a, "inputs"_a,
-           "outputs"_a, "is_signed"_a, "membrane"_a);
+      .def(nb::init<std::string, std::string, int, int, bool, int64_t>(), nb::kw_only(), "matrix"_a, "neuron"_a,
+           "inputs"_a, "outputs"_a, "is_signed"_a, "membrane"_a);
   nb::class_<MixPlan>(module, "Mix", "A time mix or, without an output, a channel mix.")
-      .def(nb::init<std::string, std::string, int, int, int, int, int64_t, int64_t>(), nb::kw_only(), "name"_a, "norm"_a,
-           "key"_a, "value"_a, "receptance"_a, "output"_a = -1, "shift"_a, "wkv"_a = -1);
+      .def(nb::init<std::string, std::string, int, int, int, int, int64_t, int64_t>(), nb::kw_only(), "name"_a,
+           "norm"_a, "key"_a, "value"_a, "receptance"_a, "output"_a = -1, "shift"_a, "wkv"_a = -1);
   nb::class_<Handle>(module, "Engine", "A packed model and the threads that run it.")
-      .def(nb::init<const nb::dict &, const std::vector<SitePlan> &, const std::vector<MixPlan> &, int, int, int, int, bool,
-                    bool, int64_t, int, const std::string &>(),
-           nb::kw_only(), "tensors"_a, "sites"_a, "mixes"_a, "channels"_a, "vocab"_a, "levels"_a, "smallest"_a, "hard"_a,
-           "spike_embedding"_a, "state_size"_a, "threads"_a, "isa"_a)
+      .def(nb::init<const nb::dict &, const std::vector<SitePlan> &, const std::vector<MixPlan> &, int, int, int, int,
+                    bool, bool, int64_t, int, const std::string &>(),
+           nb::kw_only(), "tensors"_a, "sites"_a, "mixes"_a, "channels"_a, "vocab"_a, "levels"_a, "smallest"_a,
+           "hard"_a, "spike_embedding"_a, "state_size"_a, "threads"_a, "isa"_a)
       .def("run", &Handle::run, "ids"_a.noconvert(), "state"_a.noconvert(), "logits"_a.noconvert(), "only_last"_a,
            "dense"_a = false, "counters"_a = nb::none(), "Feed tokens; `state` and `logits` are written in place.")
       .def("advance", &Handle::advance, "sequences"_a, "dense"_a = false, "together"_a = true,
            "counters"_a = nb::none(),
            "A turn of every sequence: what each chose, -1 where it chose nothing, -2 where its logits are not finite.")
       .def("read_weights", &Handle::read_weights, "Read every weight once, in order; returns their sum.")
-      .def("counters", &Handle::counters, "neurons"_a, "Counters at zero, for calls of this engine; of each neuron too.")
+      .def("counters", &Handle::counters, "neurons"_a,
+           "Counters at zero, for calls of this engine; of each neuron too.")
       .def("counts", &Handle::counts, "counters"_a, "One row a product, in the order they run.")
       .def("spike_bytes", &Handle::spike_bytes, "spikes"_a, "Bytes of a token's spikes, as \"mask\" or \"sizes\".")
       .def_prop_ro("weight_bytes", [](Handle &self) { return self.engine().weight_bytes(); })

@@ -172,7 +172,8 @@ SPIKEGPT_INLINE void add_wide_rows(const Job &job, const Job *next, int i, __m51
   const bool last = i + rows >= job.count;
   const Job &then = last && next ? *next : job;
   int soon = last ? (next ? 0 : job.count) : i + rows, line = 0;
-  const int end = soon + rows < then.count ? soon + rows : then.count, lines = (rows * then.blocks + job.blocks - 1) / job.blocks;
+  const int end = soon + rows < then.count ? soon + rows : then.count,
+            lines = (rows * then.blocks + job.blocks - 1) / job.blocks;
   const uint8_t *fetched = soon < end ? then.row(soon) : nullptr;
   for (int block = 0; block < job.blocks; ++block) {
     for (int n = 0; n < lines && soon < end; ++n) {
@@ -209,9 +210,9 @@ constexpr int narrow_blocks(int bits) { return bits == 4 ? 3 : 6; }
 
 inline void product(const Job &job, const Job *next) {
   using Product = void (*)(const Job &, const Job *);
-  static constexpr Product kEight[] = {
-      product_wide<false>,      product_narrow<1, false>, product_narrow<2, false>, product_narrow<3, false>,
-      product_narrow<4, false>, product_narrow<5, false>, product_narrow<6, false>};
+  static constexpr Product kEight[] = {product_wide<false>,      product_narrow<1, false>, product_narrow<2, false>,
+                                       product_narrow<3, false>, product_narrow<4, false>, product_narrow<5, false>,
+                                       product_narrow<6, false>};
   static constexpr Product kFour[] = {product_wide<true>, product_narrow<1, true>, product_narrow<2, true>,
                                       product_narrow<3, true>};
   const int which = job.blocks <= narrow_blocks(job.site->bits) ? job.blocks : 0;
@@ -227,11 +228,11 @@ int place(int output) { return output; }
 
 inline void add_wide(int32_t *sums, __m256i half_sums) {
   __m256i *low = reinterpret_cast<__m256i *>(sums);
-  _mm256_store_si256(low, _mm256_add_epi32(_mm256_load_si256(low),
-                                           _mm256_cvtepi16_epi32(_mm256_castsi256_si128(half_sums))));
+  _mm256_store_si256(
+      low, _mm256_add_epi32(_mm256_load_si256(low), _mm256_cvtepi16_epi32(_mm256_castsi256_si128(half_sums))));
   __m256i *high = reinterpret_cast<__m256i *>(sums + 16);
-  _mm256_store_si256(high, _mm256_add_epi32(_mm256_load_si256(high),
-                                            _mm256_cvtepi16_epi32(_mm256_extracti128_si256(half_sums, 1))));
+  _mm256_store_si256(
+      high, _mm256_add_epi32(_mm256_load_si256(high), _mm256_cvtepi16_epi32(_mm256_extracti128_si256(half_sums, 1))));
 }
 
 // 32 outputs, 8 rows: pairs of unsigned weights times signed events. 8 x 255 x 15 fits 16 bits.
@@ -268,8 +269,8 @@ inline void product(const Job &job, const Job *next) {
       if (four) {
         int32_t *block = sums + at / 64 * 128 + at % 64;
         product_piece(pairs, [&](int n) { return _mm256_and_si256(load(n), nibble); }, block);
-        product_piece(pairs, [&](int n) { return _mm256_and_si256(_mm256_srli_epi16(load(n), 4), nibble); },
-                      block + 64);
+        product_piece(
+            pairs, [&](int n) { return _mm256_and_si256(_mm256_srli_epi16(load(n), 4), nibble); }, block + 64);
       } else {
         product_piece(pairs, load, sums + at);
       }

@@ -71,7 +71,7 @@ class Products {
     if (job_.copy) std::memcpy(job_.copy, job_.out, sizeof(Value) * job_.copied);
   }
 
-  // Where the outputs of the last block would pass the end of the row they go by way of the scratch.
+  // Where the outputs of the last block would pass the end of the row they go through the scratch.
   void multiply_blocks(const Site &site, const Panel &panel, int block, int blocks, const Events &events, Value *out,
                        int64_t stride) {
     const int width = outputs_per_block(site.bits), at = panel.begin + block * width;
@@ -80,8 +80,9 @@ class Products {
       const int from = events.begin[group];
       const bool last = by_scratch && group == site.groups - 1;
       submit({&site, panel.weights + 64 * block, panel.stride, blocks, events.input + from, events.value + from,
-              events.begin[group + 1] - from, events.sum[group], scale_of(site) + static_cast<int64_t>(group) * site.padded + at,
-              by_scratch ? scratch_ : out + at, group > 0, last ? out + at : nullptr, site.outputs - at});
+              events.begin[group + 1] - from, events.sum[group],
+              scale_of(site) + static_cast<int64_t>(group) * site.padded + at, by_scratch ? scratch_ : out + at,
+              group > 0, last ? out + at : nullptr, site.outputs - at});
     }
   }
 

@@ -105,8 +105,11 @@ void likeliest(const float *logits, int vocab, int top, float base, Scratch &scr
   if (top <= 0) return;
   top = std::min(top, vocab);
   const float least = bound_of(scratch.largest.data(), blocks_of(vocab), top, scratch.edge, -INFINITY);
-  each_above(logits, scratch.largest.data(), vocab, least, [&](int token, float x) { score.top.emplace_back(token, x - base); });
-  const auto better = [](const auto &a, const auto &b) { return a.second != b.second ? a.second > b.second : a.first < b.first; };
+  each_above(logits, scratch.largest.data(), vocab, least,
+             [&](int token, float x) { score.top.emplace_back(token, x - base); });
+  const auto better = [](const auto &a, const auto &b) {
+    return a.second != b.second ? a.second > b.second : a.first < b.first;
+  };
   std::partial_sort(score.top.begin(), score.top.begin() + top, score.top.end(), better);
   score.top.resize(top);
 }
@@ -114,7 +117,12 @@ void likeliest(const float *logits, int vocab, int top, float base, Scratch &scr
 }  // namespace
 
 Scratch::Scratch(int vocab)
-    : logits(vocab), weights(vocab), largest(blocks_of(vocab)), peaks(blocks_of(vocab)), sums(blocks_of(vocab)), edge_sums(blocks_of(vocab)) {}
+    : logits(vocab),
+      weights(vocab),
+      largest(blocks_of(vocab)),
+      peaks(blocks_of(vocab)),
+      sums(blocks_of(vocab)),
+      edge_sums(blocks_of(vocab)) {}
 
 bool score_token(const float *logits, int vocab, int64_t token, int top, Scratch &scratch, const SampleLoops &loops,
                  Score &score) {

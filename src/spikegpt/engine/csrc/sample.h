@@ -75,7 +75,9 @@ class Sampler {
 
   static uint64_t mix(uint64_t z);
   double uniform();
-  bool remembers() const { return settings_.repetition != 1.0f || settings_.presence != 0.0f || settings_.frequency != 0.0f; }
+  bool remembers() const {
+    return settings_.repetition != 1.0f || settings_.presence != 0.0f || settings_.frequency != 0.0f;
+  }
   const float *adjust(const float *logits, Scratch &scratch) const;
   float cutoff(Scratch &scratch, const SampleLoops &loops) const;
   int64_t draw(Scratch &scratch, float least);
@@ -87,6 +89,7 @@ class Sampler {
 };
 
 // The score of a token under logits [V]; false where they are not finite. Overwrites the scratch.
-bool score_token(const float *logits, int vocab, int64_t token, int top, Scratch &scratch, const SampleLoops &loops, Score &score);
+bool score_token(const float *logits, int vocab, int64_t token, int top, Scratch &scratch, const SampleLoops &loops,
+                 Score &score);
 
 }  // namespace spikegpt::engine

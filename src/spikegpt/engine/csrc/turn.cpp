@@ -11,7 +11,8 @@ namespace {
 inline uint8_t nonzero_bytes(const int8_t *bytes) {
   uint64_t word;
   std::memcpy(&word, bytes, sizeof word);
-  const uint64_t low = 0x7f7f7f7f7f7f7f7fu, high = ((word & low) + low) | word;  // the top bit of each byte that is not zero
+  const uint64_t low = 0x7f7f7f7f7f7f7f7fu,
+                 high = ((word & low) + low) | word;  // the top bit of each byte that is not zero
   return static_cast<uint8_t>((high >> 7 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
 }
 
@@ -69,7 +70,8 @@ int64_t Turns::take(Sequence &sequence, int first, int count) {
       chosen = sequence.sampler->choose(logits, scratch_, loops_, sequence.logprobs, &score);
     } else if (sequence.echo && !last) {
       const int64_t next = sequence.unread[sequence.at];
-      if (!score_token(logits, engine_.vocab(), next, sequence.logprobs, scratch_, loops_, score)) return Sampler::kNotFinite;
+      if (!score_token(logits, engine_.vocab(), next, sequence.logprobs, scratch_, loops_, score))
+        return Sampler::kNotFinite;
     } else {
       continue;
     }

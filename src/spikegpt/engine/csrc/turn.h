@@ -21,9 +21,9 @@ struct Sequence {
   std::vector<int64_t> unread;  // from `at` on; the logits after the last choose the next token, which is appended
   std::size_t at = 0;
   std::shared_ptr<Sampler> sampler;
-  int logprobs = -1;     // how many of the likeliest tokens go with each score; -1: no scores
-  bool echo = false;     // tokens that are read are scored too, from the second on
-  bool chooses = true;   // false: only reads
+  int logprobs = -1;    // how many of the likeliest tokens go with each score; -1: no scores
+  bool echo = false;    // tokens that are read are scored too, from the second on
+  bool chooses = true;  // false: only reads
   Spikes spikes = Spikes::kNone;
   std::vector<Score> scores;
   std::vector<uint8_t> fired;  // of every token read: bit masks or sizes, site after site

@@ -18,8 +18,8 @@ struct Range {
   int begin, end;
 };
 
-// A thread that comes late runs through the sections without a part in them, perhaps when the next pass has begun: outside
-// of `section` nothing of `pass_` is read.
+// A thread that is late goes through the sections without computing a part, perhaps after the next pass has begun: `pass_` is
+// read only inside of `section`.
 class Walker {
  public:
   Walker(Model &model, Worker &worker, const Pass &pass, const Share &share, uint64_t first)
@@ -82,7 +82,7 @@ class Walker {
     }
   }
 
-  // normed = norm(x), and what the neurons in front of the given sites make of it, mixed with the token before.
+  // normed = norm(x), and the events of the neurons in front of the given sites, which read it mixed with the token before.
   void listen(const Mix &mix, const Site *const *sites, const float *const *weights, int count, int part) {
     const Range own = channels_of(part);
     if (own.begin == own.end) return;

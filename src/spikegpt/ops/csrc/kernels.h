@@ -1,4 +1,4 @@
-// The operators along time and what stands around them, one table of functions per instruction set.
+// The operators along time and the fused passes around them, one table of functions per instruction set.
 // Every tensor is contiguous: Values and Results float32 or bfloat16, the others float32. Computed in float32.
 // Shapes: B batch, T time, C channels; N = saved(T) checkpoints of the state.
 // Included by translation units built with different instruction sets: plain data only, no inline functions.
@@ -8,11 +8,11 @@
 
 namespace spikegpt {
 
-// Channels that are walked through time together: a few registers' worth, whose history of one chunk fits in L1 and L2.
+// Channels that are walked through time together: a few registers' worth, so that the history of one chunk fits in L1 and L2.
 constexpr int kBlock = 64;
 // Steps between two checkpoints; the backward pass replays one chunk at a time from them.
 constexpr int kChunk = 32;
-// Elements of one item where a tensor has no shape that matters.
+// Elements per work item where the shape does not matter.
 constexpr int kFlat = 4096;
 // Target of a row that does not count.
 constexpr int64_t kIgnored = -100;
@@ -218,7 +218,8 @@ struct Matvec {
 };
 
 // Each function does the items begin..end: (batch, block of channels) pairs; (batch, chunk of tokens) pairs for
-// ShiftMixBackward; rows for PointEvent, Tally, ShiftMixForward, CrossEntropy and Divergence; kFlat elements for ReluSquared, Gate and Dropout; outputs for Matvec.
+// ShiftMixBackward; rows for PointEvent, Tally, ShiftMixForward, CrossEntropy and Divergence; kFlat elements for
+// ReluSquared, Gate and Dropout; outputs for Matvec.
 struct Kernels {
   const char *name;
   void (*wkv_forward)(const WkvForward &, int64_t begin, int64_t end);

@@ -1,5 +1,5 @@
-// Cross entropy of logits, its gradient with a pull on the largest logit, and the divergence from a teacher's logits. Sums
-// go by columns of kBlock lanes, so that they come out the same on every instruction set.
+// Cross entropy of logits, its gradient with a penalty on the largest logit, and the divergence from a teacher's logits. Sums
+// are accumulated in kBlock lanes, so that they come out the same on every instruction set.
 #include "lanes.h"
 
 #include <cmath>

@@ -43,7 +43,7 @@ void add_shifted(int width, const float *__restrict mix, const float *__restrict
 
 void clear(float *values, int64_t width) { std::memset(values, 0, sizeof(float) * width); }
 
-// One token's block of channels; `sums` is where the gradients of the mixes gather.
+// One token's block of channels; `sums` accumulates the gradients of the mixes.
 template <int count>
 void backward_block(const ShiftMixBackward &op, int64_t batch, int64_t t, int64_t channel, float *sums) {
   const int64_t time = op.in.shape.time, channels = op.in.shape.channels;

@@ -74,7 +74,7 @@ using Typed = std::pair<Address, bool>;
 Values in(Typed tensor) { return {reinterpret_cast<const void *>(tensor.first), tensor.second}; }
 Results out(Typed tensor) { return {reinterpret_cast<void *>(tensor.first), tensor.second}; }
 
-// Below this many elements a thread costs more than it brings.
+// Below this many elements another thread costs more than it saves.
 constexpr int64_t kGrain = 16384;
 
 template <class Op>

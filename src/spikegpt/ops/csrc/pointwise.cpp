@@ -1,4 +1,4 @@
-// What is done at each element alone, a block at a time.
+// Pointwise operators, a block of elements at a time.
 #include "lanes.h"
 
 namespace {

@@ -33,8 +33,8 @@ class Pool {
   }
 
   // Calls body(begin, end) on runs that together make 0..items, from the calling thread and up to threads - 1 others. Runs
-  // are handed out as threads come free, so a thread that the system is slow to wake holds nobody up; results must not
-  // depend on who does what. A caller who finds the pool taken does everything itself: nested and concurrent calls are safe.
+  // are handed out dynamically, so that a thread that wakes late delays no other; results must not depend on which thread
+  // computes what. A caller that finds the pool busy runs the whole loop itself: nested and concurrent calls are safe.
   template <class Body>
   void run(int threads, int64_t items, const Body &body) {
     const int wanted = static_cast<int>(threads < items ? threads : items);
@@ -79,7 +79,7 @@ class Pool {
     return pool;
   }
 
-  // Waking a sleeping thread takes longer than many of our loops: look for the next one a little while first.
+  // Waking a sleeping thread takes longer than many of our loops: spin for a short while first.
   template <class Ready>
   static bool spin(const Ready &ready) {
     for (int i = 0; i < 64; ++i) {
@@ -89,7 +89,7 @@ class Pool {
     return ready();
   }
 
-  // Makes sure of `wanted` workers, or as many as the system grants.
+  // Starts workers until there are `wanted`, or as many as the system allows.
   int grow(int wanted) {
     try {
       for (; workers_ < wanted; ++workers_) std::thread(&Pool::serve, this).detach();
@@ -123,7 +123,7 @@ class Pool {
 
   std::atomic<bool> busy_{false};
   std::atomic<int> seats_{0}, active_{0};  // of the current job: places for workers, workers at it
-  std::atomic<int64_t> next_{0};           // first item that nobody has taken
+  std::atomic<int64_t> next_{0};           // first item not taken yet
   int workers_ = 0;
   Job job_{};
   std::mutex mutex_;

@@ -66,7 +66,7 @@ void replay_step(Running &run, Trace *__restrict trace, int width, const float *
 }
 
 // Gradients carried backwards. A result that does not depend on the choice of the max exponent has
-// d/do = a d/da + b d/db; `o` holds what exceeds that, and travels to whichever exponent was the maximum.
+// d/do = a d/da + b d/db; `o` holds the rest, and is passed to whichever exponent was the maximum.
 struct Carried {
   float a[kBlock], b[kBlock], o[kBlock];
   float decay[kBlock], first[kBlock];  // sums of one chunk

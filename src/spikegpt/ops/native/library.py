@@ -51,7 +51,7 @@ def register(name: str, run: Callable[..., Any], empty: Callable[..., Any]) -> A
 
 
 def packed(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous."""
+    """The tensors, contiguous."""
     return [t.contiguous() for t in tensors]
 
 
@@ -71,12 +71,12 @@ def typed(*tensors: Tensor) -> list[tuple[int, bool]]:
 
 
 def empty(like: Tensor, half: bool) -> Tensor:
-    """Room for as many values in bfloat16 or float32."""
+    """New tensor of the same shape in bfloat16 or float32."""
     return like.new_empty(like.shape, dtype=torch.bfloat16 if half else torch.float32)
 
 
 def threads_and_shape(x: Tensor) -> tuple[int, int, int, int]:
-    """Threads to use; B, T, C."""
+    """Number of threads; B, T, C."""
     batch, time, channels = x.shape
     return torch.get_num_threads(), batch, time, channels
 

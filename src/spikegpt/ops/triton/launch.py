@@ -2,8 +2,8 @@
 
 A scan gives each program one sequence and BLOCK channels, and walks it through time. Tokens come in blocks of CHUNK:
 the next block is loaded while this one is computed, so that memory is busy although time is sequential. The tokens left
-over at the end go one by one. The state before each block and before each left-over token is kept for the way back,
-where a block is walked again from there.
+over at the end are processed one by one. The state before each block and before each left-over token is saved for the
+backward pass, which recomputes a block from it.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def scan_grid(x: Tensor) -> tuple[int, int]:
 
 
 def saved_states(x: Tensor, *state: int, save: bool) -> Tensor:
-    """Room [B, N, *state, C] for the states before each block and each left-over token of x [B, T, C]."""
+    """New tensor [B, N, *state, C] for the states before each block and each left-over token of x [B, T, C]."""
     batch, time, channels = x.shape
     count = time // CHUNK + time % CHUNK if save else 0
     return x.new_empty(batch, count, *state, channels, dtype=torch.float32)
 
 
 def given(grad: Tensor | None, like: Tensor) -> Tensor:
-    """The gradient of an output shaped as `like`, zeros where nothing came back to it."""
+    """The gradient of an output shaped as `like`, zeros where that output was not used."""
     return torch.zeros_like(like) if grad is None else grad
 
 

@@ -1,4 +1,4 @@
-"""What is done at each token alone, in one pass over memory: see `ops.shift_mix`, `ops.relu_squared`."""
+"""Operators without a recurrence, in one pass over memory: see `ops.shift_mix`, `ops.relu_squared`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .launch import sigmoid as _sigmoid
 ROWS, WIDTH = 16, 128
 """Tokens and channels a program takes."""
 FLAT = 1024
-"""Values a program takes where a tensor has no shape that matters."""
+"""Values per program where the shape does not matter."""
 
 
 @part

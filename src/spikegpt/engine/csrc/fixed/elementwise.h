@@ -58,8 +58,8 @@ inline int32_t gained(int32_t normalised, const fixed::Norm &norm, int c, int32_
   return cut(rounded(cut(normalised, top) * norm.gain[c], norm.shift) + norm.bias[c], top);
 }
 
-inline void normalise(const Arithmetic &a, const int32_t *__restrict x, Moments of, fixed::Norm norm, int begin, int end,
-                      int32_t *__restrict out) {
+inline void normalise(const Arithmetic &a, const int32_t *__restrict x, Moments of, fixed::Norm norm, int begin,
+                      int end, int32_t *__restrict out) {
   const int32_t top = a.norm_top, residual_top = a.residual_top;
   for (int c = begin; c < end; ++c)
     out[c] = gained(rounded(cut(x[c] - of.mean, residual_top) * of.inverse, of.shift), norm, c, top);
@@ -95,8 +95,8 @@ inline void bring(const fixed::Site &site, int begin, int end, int32_t *__restri
 enum class Reads { kSigned, kPositive, kSquare };
 
 template <Reads reads>
-inline void fire_all(const fixed::Site &site, const int32_t *__restrict x, int begin, int end, int32_t levels, int32_t smallest,
-                     int8_t *__restrict events) {
+inline void fire_all(const fixed::Site &site, const int32_t *__restrict x, int begin, int end, int32_t levels,
+                     int32_t smallest, int8_t *__restrict events) {
   const int32_t multiplier = site.event_multiplier, offset = site.event_offset, shift = site.event_shift;
   const int32_t square = site.square, most = (1 << 19) - 1;
   for (int c = begin; c < end; ++c) {
@@ -170,8 +170,10 @@ inline void wkv(const Arithmetic &of, const fixed::Mix &mix, const int32_t *__re
   for (int c = begin; c < end; ++c) {
     const int32_t value = v[c] << a.value_shift, ahead = exponent[c] - ((k[c] << a.key_shift) + first[c]);
     const int32_t weight = power(a, ahead < 0 ? -ahead : ahead);
-    const int32_t above = (ahead < 0 ? value : numerator[c]) + fade(weight, ahead < 0 ? numerator[c] : value, a.table_bits);
-    int32_t below = (ahead < 0 ? a.one : denominator[c]) + fade(weight, ahead < 0 ? denominator[c] : a.one, a.table_bits);
+    const int32_t above =
+        (ahead < 0 ? value : numerator[c]) + fade(weight, ahead < 0 ? numerator[c] : value, a.table_bits);
+    int32_t below =
+        (ahead < 0 ? a.one : denominator[c]) + fade(weight, ahead < 0 ? denominator[c] : a.one, a.table_bits);
     below = below > least ? below : least;
     const int32_t y = cut(divide(a, above, below < most ? below : most), a.output_top);
     out[c] = rounded(y * sigmoid(a, r[c]), a.table_bits);
@@ -181,8 +183,10 @@ inline void wkv(const Arithmetic &of, const fixed::Mix &mix, const int32_t *__re
     const int32_t value = v[c] << a.value_shift, key = k[c] << a.key_shift, sunk = exponent[c] + decay[c];
     const int32_t faded = sunk > -a.exponent_top ? sunk : -a.exponent_top, ahead = faded - key;
     const int32_t weight = power(a, ahead < 0 ? -ahead : ahead);
-    const int32_t above = (ahead < 0 ? value : numerator[c]) + fade(weight, ahead < 0 ? numerator[c] : value, a.table_bits);
-    const int32_t below = (ahead < 0 ? a.one : denominator[c]) + fade(weight, ahead < 0 ? denominator[c] : a.one, a.table_bits);
+    const int32_t above =
+        (ahead < 0 ? value : numerator[c]) + fade(weight, ahead < 0 ? numerator[c] : value, a.table_bits);
+    const int32_t below =
+        (ahead < 0 ? a.one : denominator[c]) + fade(weight, ahead < 0 ? denominator[c] : a.one, a.table_bits);
     numerator[c] = cut(above, a.numerator_top);
     denominator[c] = cut(below, a.numerator_top);
     exponent[c] = cut(ahead < 0 ? key : faded, a.exponent_top);
@@ -190,12 +194,11 @@ inline void wkv(const Arithmetic &of, const fixed::Mix &mix, const int32_t *__re
 }
 
 // x += y behind the gate sigmoid(r).
-inline void add_gated(const Arithmetic &of, const int32_t *__restrict y, const int32_t *__restrict r, int begin, int end,
-                      int32_t *__restrict x) {
+inline void add_gated(const Arithmetic &of, const int32_t *__restrict y, const int32_t *__restrict r, int begin,
+                      int end, int32_t *__restrict x) {
   const Arithmetic a = of;
   SPIKEGPT_NO_ALIAS
-  for (int c = begin; c < end; ++c)
-    x[c] = cut(x[c] + rounded(y[c] * sigmoid(a, r[c]), a.table_bits), a.residual_top);
+  for (int c = begin; c < end; ++c) x[c] = cut(x[c] + rounded(y[c] * sigmoid(a, r[c]), a.table_bits), a.residual_top);
 }
 
 inline void add(const int32_t *__restrict y, int begin, int end, int32_t top, int32_t *__restrict x) {

@@ -129,7 +129,8 @@ const int32_t *Engine::integers(const std::string &name, int64_t count) {
 }
 
 Norm Engine::norm(const std::string &name) {
-  return {integers(name + ".gain", model_.channels), integers(name + ".bias", model_.channels), integer(name + ".shift")};
+  return {integers(name + ".gain", model_.channels), integers(name + ".bias", model_.channels),
+          integer(name + ".shift")};
 }
 
 Mixing Engine::mixing(const std::string &name) {
@@ -185,14 +186,18 @@ Site *Engine::add_site(const std::string &matrix, const std::string &format, int
   site->events = arena_.take<int8_t>(static_cast<std::size_t>(kTokens) * site->stride);
   site->groups = static_cast<int>(multiplier->second.shape[0]);
   site->group_inputs = site->groups == 1 ? inputs : number("group");
-  if (divide_up(inputs, site->group_inputs) != site->groups) throw std::invalid_argument(matrix + " has another number of groups");
+  if (divide_up(inputs, site->group_inputs) != site->groups)
+    throw std::invalid_argument(matrix + " has another number of groups");
   site->index = static_cast<int>(sites_.size());
-  lay_out(*site, tensor(matrix + ".weight", found->second.type, {inputs, site->bits == 4 ? divide_up(outputs, 2) : outputs}),
+  lay_out(*site,
+          tensor(matrix + ".weight", found->second.type, {inputs, site->bits == 4 ? divide_up(outputs, 2) : outputs}),
           walk_->place, model_.threads, arena_);
-  const int32_t *from = static_cast<const int32_t *>(tensor(matrix + ".multiplier", Tensor::kInt32, {site->groups, outputs}).data);
+  const int32_t *from =
+      static_cast<const int32_t *>(tensor(matrix + ".multiplier", Tensor::kInt32, {site->groups, outputs}).data);
   int32_t *to = arena_.take<int32_t>(static_cast<std::size_t>(site->groups) * site->padded);
   for (int group = 0; group < site->groups; ++group)
-    std::memcpy(to + static_cast<int64_t>(group) * site->padded, from + static_cast<int64_t>(group) * outputs, sizeof(int32_t) * outputs);
+    std::memcpy(to + static_cast<int64_t>(group) * site->padded, from + static_cast<int64_t>(group) * outputs,
+                sizeof(int32_t) * outputs);
   site->multiplier = to;
   site->shift = integer(matrix + ".shift");
   site->top = top_of(number(format + ".width"));
@@ -259,10 +264,12 @@ void Engine::make_buffers() {
   for (int index = 0; index < model_.threads; ++index) {
     Worker worker{};
     worker.index = index;
-    worker.scratch = arena_.take<float>(std::max(model_.stride, kPanelOutputs));  // memory of 32-bit values, here integers
+    worker.scratch =
+        arena_.take<float>(std::max(model_.stride, kPanelOutputs));  // memory of 32-bit values, here integers
     for (auto &slot : worker.lists)
       for (Events &list : slot)
-        list = {arena_.take<uint32_t>(longest), arena_.take<int8_t>(longest), arena_.take<int>(groups + 1), arena_.take<int>(groups)};
+        list = {arena_.take<uint32_t>(longest), arena_.take<int8_t>(longest), arena_.take<int>(groups + 1),
+                arena_.take<int>(groups)};
     workers_.push_back(worker);
   }
 }
@@ -270,7 +277,8 @@ void Engine::make_buffers() {
 void Engine::run(const int64_t *ids, int64_t tokens, int32_t *state, int32_t *logits, bool only_last, bool dense,
                  Counts *counts) {
   for (int64_t i = 0; i < tokens; ++i)
-    if (ids[i] < 0 || ids[i] >= model_.vocab) throw std::out_of_range("token " + std::to_string(ids[i]) + " is not in the vocabulary");
+    if (ids[i] < 0 || ids[i] >= model_.vocab)
+      throw std::out_of_range("token " + std::to_string(ids[i]) + " is not in the vocabulary");
   for (int64_t from = 0; from < tokens; from += kTokens) {
     const int now = static_cast<int>(std::min<int64_t>(kTokens, tokens - from));
     const bool last = from + now == tokens;

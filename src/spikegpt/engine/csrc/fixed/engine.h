@@ -25,7 +25,8 @@ class Engine {
 
   // ids [tokens], state (changed in place), logits [tokens or, if only the last are wanted, 1][V].
   // `counts` [sites] or null.
-  void run(const int64_t *ids, int64_t tokens, int32_t *state, int32_t *logits, bool only_last, bool dense, Counts *counts);
+  void run(const int64_t *ids, int64_t tokens, int32_t *state, int32_t *logits, bool only_last, bool dense,
+           Counts *counts);
 
   const char *isa() const { return walk_->name; }
   int threads() const { return model_.threads; }

@@ -52,7 +52,7 @@ struct Model {
   int hidden_stride, threads;
   int levels, smallest;  // of the events sent
   bool is_signed, spike_embedding;
-  const int8_t *embedding;                         // [V][C]
+  const int8_t *embedding;                               // [V][C]
   const int32_t *embedding_mean, *embedding_multiplier;  // [V]
   Norm ln0, ln_out;
   const Mix *mixes;  // [2 * layers]

@@ -58,11 +58,13 @@ class Handle {
 
 void bind(nb::module_ &module) {
   nb::class_<Handle>(module, "FixedEngine", "A model in integers only, and the threads that run it.")
-      .def(nb::init<const nb::dict &, const Numbers &, const Numbers &, const std::string &>(), "tensors"_a, "numbers"_a,
-           "offsets"_a, "isa"_a = "")
+      .def(nb::init<const nb::dict &, const Numbers &, const Numbers &, const std::string &>(), "tensors"_a,
+           "numbers"_a, "offsets"_a, "isa"_a = "")
       .def("run", &Handle::run, "ids"_a.noconvert(), "state"_a.noconvert(), "logits"_a.noconvert(), "only_last"_a,
-           "dense"_a = false, "counters"_a = nb::none(), "Feed tokens; `state` and `logits`, int32, are written in place.")
-      .def("counters", &Handle::counters, "neurons"_a, "Counters at zero, for calls of this engine; of each neuron too.")
+           "dense"_a = false, "counters"_a = nb::none(),
+           "Feed tokens; `state` and `logits`, int32, are written in place.")
+      .def("counters", &Handle::counters, "neurons"_a,
+           "Counters at zero, for calls of this engine; of each neuron too.")
       .def("counts", &Handle::counts, "counters"_a, "One row a product, in the order they run.")
       .def_prop_ro("isa", [](Handle &self) { return self.engine().isa(); })
       .def_prop_ro("threads", [](Handle &self) { return self.engine().threads(); });

@@ -122,7 +122,8 @@ class Walker {
       multiply(*mix.output, 0, part, model_.k, model_.stride);
       products_.flush();
       bring_rows(*mix.output, own, model_.k, model_.stride);
-      for (int t = 0; t < pass_.tokens; ++t) add(row(model_.k, t), own.begin, own.end, a_.residual_top, row(model_.x, t));
+      for (int t = 0; t < pass_.tokens; ++t)
+        add(row(model_.k, t), own.begin, own.end, a_.residual_top, row(model_.x, t));
     });
   }
 
