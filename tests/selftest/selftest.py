@@ -40,7 +40,16 @@ def sources() -> list[Path]:
 
 def build(compiler: str, out: Path, options: Sequence[str] = ()) -> None:
     """Compile everything for the compiler's own baseline into the program `out`, two files at a time."""
-    flags = [*listed("kernel_options"), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread", *options]
+    flags = [
+        *listed("kernel_options"),
+        "-DSPIKEGPT_ISA=baseline",
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-pthread",
+        *options,
+    ]
     waiting, running, objects = sources(), [], []
     while waiting or running:
         if waiting and len(running) < 2:
