@@ -22,6 +22,7 @@ from .evaluate import evaluate
 from .export import app as export_app
 from .generate import generate
 from .info import info
+from .map import map
 from .pack import pack
 from .profile import profile
 from .serve import serve
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "trace": trace,
     "profile": profile,
     "verify": verify,
+    "map": map,
     "info": info,
 }
 

@@ -28,6 +28,8 @@ def simulate(name: str, graph: Any, inputs: np.ndarray, dt: float) -> np.ndarray
         raise UserError(f"{name} is not installed ({error}); {pip}") from None
     try:
         return run(graph, np.asarray(inputs, np.float32), dt)
+    except ImportError as error:
+        raise UserError(f"{name} reads NIR by way of a package that is not installed ({error})") from None
     except (ValueError, NotImplementedError, AssertionError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{name} does not take this graph: {' '.join(str(error).split())[:200]}") from None
 

@@ -1,0 +1,1 @@
+"""Chips as files of ten lines; `mapping` lays a model out on one."""
