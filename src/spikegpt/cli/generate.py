@@ -37,7 +37,7 @@ def generate(
     from .show import read_prompts, write_batch, write_stream
     from .start import load_model
 
-    texts = read_prompts(prompts or [""])
+    texts = prompts or [""]
     options = dict(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop,
@@ -48,4 +48,4 @@ def generate(
     elif state or save_state:
         raise typer.BadParameter("--state and --save-state go with one prompt")
     else:
-        write_batch(loaded, texts, json, **options)
+        write_batch(loaded, read_prompts(texts), json, **options)

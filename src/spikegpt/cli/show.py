@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +17,28 @@ from ..generation.decode import complete, generate
 from ..model.protocol import LanguageModel
 
 
+_BLOCK = 1 << 20
+
+
 def read_prompts(prompts: Sequence[str]) -> list[str]:
     """The prompts, `-` replaced by standard input; bytes that are not UTF-8 become U+FFFD."""
-    texts = [sys.stdin.buffer.read().decode("utf-8", "replace") if text == "-" else text for text in prompts]
+    texts = ["".join(standard_input()) if text == "-" else text for text in prompts]
     return [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
 
 
+def standard_input() -> Iterator[str]:
+    """Standard input in parts, as they come; bytes that are not UTF-8 become U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    while block := sys.stdin.buffer.read1(_BLOCK):
+        yield decoder.decode(block)
+    yield decoder.decode(b"", final=True)
+
+
 def write_stream(model: LanguageModel, prompt: str, as_json: bool, **options: Any) -> None:
-    """One text, piece by piece; or, as JSON, when it is complete."""
-    generation = generate(model, prompt, **options)
+    """One text, piece by piece; or, as JSON, when it is complete. The prompt `-` is standard input, read as it comes."""
+    if prompt != "-" or as_json:
+        (prompt,) = read_prompts([prompt])
+    generation = generate(model, standard_input() if prompt == "-" and not as_json else prompt, **options)
     for piece in generation:
         if not as_json:
             print(piece, end="", flush=True)

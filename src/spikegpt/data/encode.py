@@ -16,8 +16,8 @@ from .token_file import TokenFile, TokenWriter
 
 AT_ONCE = 1 << 19
 """Characters that are encoded in one call: enough to keep every core busy; a tokenizer takes a few hundred bytes for each."""
-MOST_MEMORY = 1 << 30
-"""Bytes that reading and tokenising a text of any length, in any form, need at most."""
+MOST_MEMORY = 1 << 29
+"""Bytes that reading and tokenising a text of any length, in any form, take at most beside the program itself."""
 
 
 class Part(NamedTuple):
