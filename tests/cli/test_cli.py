@@ -89,6 +89,27 @@ def test_generate_streams_and_repeats(call, model):
     }  # fmt: skip
 
 
+def test_standard_input_is_read_as_it_comes(call, model, monkeypatch):
+    prompt = "naïve 猫\n" * 90
+
+    class Input(io.BytesIO):
+        largest = 0
+
+        def read(self, size=-1):
+            self.largest = max(self.largest, size if size >= 0 else 1 << 30)
+            return super().read(size)
+
+    options = ("-m", model, "-n", 8, "-t", 0)
+    expected = call("generate", *options, prompt)[1]
+    monkeypatch.setattr("spikegpt.cli.show._BLOCK", 7)
+    for json_too in ((), ("--json",)):
+        source = Input(prompt.encode())
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(source))
+        out = call("generate", *options, "-", *json_too)[1]
+        assert (json.loads(out)["text"] + "\n" if json_too else out) == expected
+        assert source.largest == 7
+
+
 def test_generate_many_and_standard_input(call, model, monkeypatch):
     alone = [
         json.loads(call("generate", "-m", model, prompt, "-n", 8, "-t", 0, "--json")[1]) for prompt in ("a", "Once")

@@ -16,7 +16,6 @@ from rich.table import Table
 from ..generation.decode import complete, generate
 from ..model.protocol import LanguageModel
 
-
 _BLOCK = 1 << 20
 
 
@@ -29,7 +28,7 @@ def read_prompts(prompts: Sequence[str]) -> list[str]:
 def standard_input() -> Iterator[str]:
     """Standard input in parts, as they come; bytes that are not UTF-8 become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    while block := sys.stdin.buffer.read1(_BLOCK):
+    while block := sys.stdin.buffer.read(_BLOCK):
         yield decoder.decode(block)
     yield decoder.decode(b"", final=True)
 
