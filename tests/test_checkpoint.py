@@ -304,3 +304,13 @@ def test_memory_of_loading_is_near_the_files_size(tmp_path):
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
     taken = subprocess.check_output([sys.executable, "-c", program, str(tmp_path / "model")], text=True)
     assert int(taken) < 1.3 * size + 2**23
+
+
+def test_what_is_not_here_is_told_with_what_is():
+    with pytest.raises(UsageError, match="no device 'warp' here; there is cpu"):
+        load("tiny", device="warp")
+    with pytest.raises(UsageError, match="no device 'meta' here; there is cpu"):
+        load("tiny", device="meta")
+    with pytest.raises(UsageError, match="engine 'steam' is not one of auto, float, event"):
+        load("tiny", engine="steam")
+    assert load("tiny", device=None).device.type == ("cuda" if torch.cuda.is_available() else "cpu")

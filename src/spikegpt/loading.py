@@ -25,7 +25,7 @@ ENGINES = ("auto", "float", "event", "fixed")
 def load(
     name: PathLike | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "cpu",
     backend: str = "auto",
     engine: Literal["float"],
 ) -> SpikeGPT: ...
@@ -33,7 +33,7 @@ def load(
 def load(
     name: PathLike | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "cpu",
     backend: str = "auto",
     engine: str = "auto",
     threads: int | None = None,
@@ -41,7 +41,7 @@ def load(
 def load(
     name: PathLike | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "cpu",
     backend: str = "auto",
     engine: str = "auto",
     threads: int | None = None,
@@ -53,10 +53,11 @@ def load(
     engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
     as a `SpikeGPT`, "fixed" in integers without any float between (`engine.FixedEventModel`); "auto" takes the first for
     packed models, the third for those packed with `--fixed`, if the engine is built here, and the second for all others.
-    `threads` are those of the first (None: as many as pay).
+    `threads` are those of the first (None: as many as pay). `device` None is a GPU if there is one, else the CPU.
     """
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+    device = usable(device)
     path = SHIPPED if name is None else Path(name)
     if name is None and not path.is_dir():
         raise UserError(
@@ -79,6 +80,18 @@ def load(
     model = SpikeGPT(preset(str(name), vocab_size=tokenizer.vocab_size), backend=backend)
     model.tokenizer = tokenizer
     return model.to(device).eval()
+
+
+def usable(device: torch.device | str | None) -> torch.device:
+    """The device called so, which must be here; None: a GPU if there is one, else the CPU."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError):
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise UsageError(f"no device {str(device)!r} here; there is {', '.join(there)}") from None
+    return torch.device(device)
 
 
 def load_teachers(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import SPIKES, make_model
 
 from spikegpt.config import EventConfig, ModelConfig
-from spikegpt.errors import UserError
+from spikegpt.errors import UsageError, UserError
 from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.model.state import State
 
@@ -100,3 +100,35 @@ def test_rows_are_taken_and_put_together() -> None:
     assert [row.batch_size for row in rows] == [1, 1]
     together = State.stack(rows).named()
     assert all(torch.equal(together[name], tensor) for name, tensor in state.named().items())
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(1, 0, dtype=torch.int64), "at least one token"),
+        (torch.zeros(0, 3, dtype=torch.int64), "at least one token"),
+        (torch.zeros(3, dtype=torch.int64), r"must be \[batch, tokens\]"),
+        (torch.zeros(1, 3), "must be int64 or int32, not float32"),
+        (torch.zeros(1, 3, dtype=torch.bool), "must be int64 or int32, not bool"),
+        (torch.tensor([[0, 256]]), "token 256 is not in the vocabulary of 256"),
+        (torch.tensor([[-1, 2]]), "token -1 is not in the vocabulary"),
+    ],
+)
+def test_ids_that_are_none_are_refused(ids, message):
+    with pytest.raises(UsageError, match=message):
+        make_model()(ids)
+
+
+def test_another_models_state_is_refused():
+    ids = torch.tensor([[1, 2]])
+    for kind in SPIKES:
+        model = make_model(kind)
+        with pytest.raises(UsageError, match="the state is of 2 sequences, not 1"):
+            model(ids, model.init_state(2))
+        wider = SpikeGPT(ModelConfig(n_layer=2, n_embd=48, spikes=kind))
+        deeper = SpikeGPT(ModelConfig(n_layer=3, n_embd=32, spikes=kind))
+        for other in (wider, deeper):
+            with pytest.raises(UsageError, match="the state is another model's"):
+                model(ids, other.init_state(1))
+    with pytest.raises(UsageError, match="the state is another model's: blocks.0.lif1 is not as this model has it"):
+        make_model("after")(ids, make_model("none").init_state(1))

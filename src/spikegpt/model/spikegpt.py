@@ -8,6 +8,7 @@ Where the neurons stand is the only difference between `after` (SpikeGPT as publ
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -141,7 +142,8 @@ class SpikeGPT(nn.Module):
         check_ids(ids, self.config.vocab_size)
         if state is None:
             state = self.init_state(ids.shape[0])
-        self._check_state(state, ids.shape[0])
+        elif not torch.compiler.is_compiling():
+            self._check_state(state, ids.shape[0])
         x = self.emb(ids).to(self.ln_out.weight.dtype)  # full precision even where the matrices are stored in half
         if self.emb_spike is not None:
             x, _ = self.emb_spike(x)
@@ -159,15 +161,17 @@ class SpikeGPT(nn.Module):
             residuals.append(x)
         return x, State(tuple(blocks), state.membranes)
 
+    @cached_property
+    def _state_shapes(self) -> dict[str, torch.Size]:
+        return {name: tensor.shape[1:] for name, tensor in self.init_state(1).named().items()}
+
     def _check_state(self, state: State, batch_size: int) -> None:
         if state.batch_size != batch_size:
             raise UsageError(f"the state is of {state.batch_size} sequences, not {batch_size}")
-        first = state.blocks[0].att.shift
-        if len(state.blocks) != len(self.blocks) or first.shape[1] != self.config.n_embd:
-            raise UsageError(
-                f"the state is of {len(state.blocks)} blocks x {first.shape[1]} channels, the model has "
-                f"{len(self.blocks)} x {self.config.n_embd}"
-            )
+        found = {name: tensor.shape[1:] for name, tensor in state.named().items()}
+        if found != self._state_shapes:
+            different = sorted(set(found.items()) ^ set(self._state_shapes.items()))
+            raise UsageError(f"the state is another model's: {different[0][0]} is not as this model has it")
 
     def _run(self, block: nn.Module, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
         if self.gradient_checkpointing and self.training:

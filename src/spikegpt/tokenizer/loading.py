@@ -124,6 +124,8 @@ def _characters(path: Path, spec: dict[str, Any]) -> CharTokenizer:
     added = [str(token["content"]) for token in spec.get("added_tokens") or [] if token["content"] not in PAD_TOKENS]
     if not chars or len(names) > max(64, len(chars)):
         raise UserError(f"{path} holds a vocabulary of words; only bytes, characters and BPE can be used")
+    if (unused := max(vocab.values()) + 1 - len(chars)) > max(64, len(chars)):
+        raise UserError(f"{path} leaves {unused} ids without a character, more than it uses; number them from 0")
     if added:
         raise UserError(
             f"{path} holds characters with added tokens ({', '.join(added[:3])}), which stand for several characters at "
