@@ -122,7 +122,7 @@ def mutate_safetensors(data: bytes, random: random.Random) -> bytes:
         return struct.pack("<Q", len(text)) + text + body
     try:
         return _pack(*_change_tensors(header, body, random))
-    except (ValueError, TypeError, KeyError):  # the header was mutated before
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):  # the header was mutated before
         return mutate_bytes(data, random)
 
 
