@@ -70,7 +70,10 @@ class EventMeter:
 
 def counters_of(engine: Any) -> Any:
     """The counters of the innermost meter of this engine in this thread; None if nothing is counted."""
-    return next((meter._counters for meter in _METERS.get() if meter._engine is engine), None)
+    meters = _METERS.get()
+    if not meters:  # at once: this is asked for every token
+        return None
+    return next((meter._counters for meter in meters if meter._engine is engine), None)
 
 
 _METERS: ContextVar[tuple[EventMeter, ...]] = ContextVar("meters", default=())

@@ -74,6 +74,8 @@ class Sequence:
 
 def as_id(token: int) -> int:
     """A token's id; UsageError if it is not an integer, IndexError if no vocabulary can have it."""
+    if type(token) is int and 0 <= token < 2**63:
+        return token
     try:
         id = index(token)
     except TypeError:

@@ -54,12 +54,13 @@ def linear(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
     Decoding is bound by the reading of the weights: up to `FEW_ROWS` vectors without gradients have a native kernel, which
     reads them about twice as fast as a general matrix product. Everything else is PyTorch's product, on every backend.
     """
-    if x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+    inputs = x.shape[-1] if x.dim() else -1
+    if weight.dim() != 2 or inputs != weight.shape[1]:
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit; expected [..., N] and [M, N]"
         )
     kernels = choose(backend, x, weight)
-    if kernels is native and x.numel() <= FEW_ROWS * x.shape[-1] and native.takes_product(x, weight):
+    if kernels is native and x.numel() <= FEW_ROWS * inputs and native.takes_product(x, weight):
         return native.linear(x, weight)
     return torch.nn.functional.linear(x, weight)
 
