@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import hub
-from .config import ConfigError, ModelConfig
+from .config import ModelConfig
 from .errors import UsageError, UserError
 from .files import (
     absolute,
@@ -124,7 +124,7 @@ def read_config(directory: Path) -> ModelConfig:
         values = {name: value for name, value in values.items() if name in own}
     try:
         return ModelConfig.from_dict(values)
-    except (ConfigError, TypeError) as error:
+    except (UsageError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
 
 

@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
+from .task import TaskConfig
 
 Spikes = Literal["after", "none", "before"]
 Architecture = Literal["RWKV", "RWKV-ffnPre"]
@@ -88,13 +89,15 @@ def _known_fields(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 def _is_a(value: Any, kind: Any) -> bool:
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_is_a(each, float) for each in value.values())
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_is_a(each, get_args(kind)[0]) for each in value)
     match value:
         case bool():
             return kind is bool
         case int() | float():
             return kind is float or (kind is int and isinstance(value, int))
         case dict():
-            return kind is EventConfig
+            return kind in (EventConfig, TaskConfig)
     return isinstance(value, str if get_origin(kind) is Literal else kind)
 
 
@@ -198,6 +201,8 @@ class ModelConfig:
     """Share of the residual dropped after each block while training."""
     event: EventConfig | None = None
     """Neurons of spikes="before"; None otherwise."""
+    task: TaskConfig | None = None
+    """What a classifier answers; None: a language model."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_layer", "n_embd", "context", "tau", "threshold", "surrogate_alpha"):
@@ -215,6 +220,8 @@ class ModelConfig:
             object.__setattr__(self, "spike_embedding", self.spikes == "after")
         if isinstance(self.event, dict):
             object.__setattr__(self, "event", EventConfig(**_known_fields(EventConfig, self.event)))
+        if isinstance(self.task, dict):
+            object.__setattr__(self, "task", TaskConfig(**_known_fields(TaskConfig, self.task)))
         if self.spikes == "before" and self.event is None:
             object.__setattr__(self, "event", EventConfig())
         if self.spikes != "before" and self.event is not None:
@@ -231,6 +238,11 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, every field."""
         return dataclasses.asdict(self)
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the head: a token each, or a label each in a classifier."""
+        return self.vocab_size if self.task is None else len(self.task.labels)
 
     @property
     def hidden(self) -> int:
@@ -253,8 +265,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "260m": dict(n_layer=24, n_embd=768, vocab_size=50277, context=1024),
 }
 PRESETS = tuple(_PRESETS)
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", type(None): "null", EventConfig: "an object"}
-_NAMES[dict[str, float]] = "an object of numbers"
+_NAMES: dict[Any, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", type(None): "null",
+    EventConfig: "an object", TaskConfig: "an object",
+    dict[str, float]: "an object of numbers", tuple[float, ...]: "a list of numbers", tuple[str, ...]: "a list of texts",
+}  # fmt: skip
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
@@ -319,6 +334,10 @@ class TrainConfig:
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2
     """Checkpoints kept."""
+    keep_best: bool = False
+    """End with the model that had the least held-out loss instead of the last one."""
+    patience: int = 0
+    """With keep_best: evaluations in a row without a lower held-out loss before training stops; 0: never."""
     compile: bool = False
     """Run the model through torch.compile."""
     skip: int = 0
@@ -350,6 +369,7 @@ class TrainConfig:
             "eval_tokens",
             "save_every",
             "skip",
+            "patience",
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative")

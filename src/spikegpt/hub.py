@@ -48,7 +48,7 @@ tags: [spikegpt, spiking-neural-network, rwkv]
 
 # {name}
 
-A SpikeGPT language model: {layers} blocks of {channels} channels, {vocabulary:,} tokens, {neurons}.
+A SpikeGPT {what}: {layers} blocks of {channels} channels, {vocabulary:,} tokens, {neurons}.
 
 ```python
 import spikegpt.hf  # registers the classes; or pass trust_remote_code=True
@@ -80,6 +80,8 @@ def add_files(directory: str | os.PathLike[str], name: str | None = None) -> Non
         config = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is not a model directory: {path.name} cannot be read ({error})") from None
+    if task := config.get("task"):
+        config |= _labels(task)
     config.setdefault("architectures", ["SpikeGPTForCausalLM"])
     config["auto_map"] = AUTO_MAP
     add_code(directory, config, name)
@@ -103,10 +105,22 @@ def add_code(directory: str | os.PathLike[str], config: dict[str, Any], name: st
         _write(directory / CARD, _card(name or absolute(directory).name, config))
 
 
+def _labels(task: dict[str, Any]) -> dict[str, Any]:
+    """What `transformers` wants to know of a classifier (`task.TaskConfig`)."""
+    kinds = {"single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression"}
+    return {
+        "architectures": ["SpikeGPTForSequenceClassification"],
+        "problem_type": kinds[task["kind"]],
+        "id2label": {str(i): label for i, label in enumerate(task["labels"])},
+        "label2id": {label: i for i, label in enumerate(task["labels"])},
+    }
+
+
 def _card(name: str, config: dict[str, Any]) -> str:
     classifies = "SpikeGPTForSequenceClassification" in config["architectures"]
     return _CARD.format(
         name=name,
+        what="classifier" if classifies else "language model",
         task="text-classification" if classifies else "text-generation",
         auto="AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM",
         layers=config["n_layer"],

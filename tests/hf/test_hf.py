@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from places import DATA
 
 pytest.importorskip("transformers", reason="needs the extra: pip install 'spikegpt[hf]'")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,10 +28,14 @@ from transformers import (
 from spikegpt import hub
 from spikegpt.checkpoint import load_model, save_model
 from spikegpt.config import EventConfig, ModelConfig
+from spikegpt.data.labelled import read_rows
 from spikegpt.errors import UsageError, UserError
 from spikegpt.hf import AdaptThresholds, SpikeGPTConfig, SpikeGPTForCausalLM, StateCache
+from spikegpt.model.classifier import Classifier
 from spikegpt.model.spikegpt import SpikeGPT
+from spikegpt.task import FinetuneConfig
 from spikegpt.tokenizer import ByteTokenizer, CharTokenizer, train_bpe
+from spikegpt.training.classify import finetune
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -411,3 +417,26 @@ def test_the_core_does_not_import_transformers():
     code = "import sys, spikegpt.checkpoint, spikegpt.hub; assert not {'transformers', 'lm_eval'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["single", "multi"])
+def test_a_finetuned_directory_is_one_for_the_text_classification_pipeline(tmp_path, kind):
+    """Labels, probabilities at the fitted temperature, padding: the same numbers as the package's own."""
+    rows = read_rows(DATA / "reviews.csv")
+    path = tmp_path / "rows.jsonl"
+    labels = [[label] if kind == "multi" else label for label in rows.labels]
+    path.write_text("\n".join(json.dumps({"text": t, "label": b}) for t, b in zip(rows.texts, labels, strict=True)))
+    config = FinetuneConfig(epochs=2, lr=1e-2, batch_size=16)
+    finetune(
+        path, tmp_path / "run", model="scratch:2x32", tokenizer="bpe:400", config=config, progress=False, device="cpu"
+    )
+    own = Classifier(load_model(tmp_path / "run"))
+    assert own.task.temperature != 1.0
+    classify = transformers.pipeline("text-classification", model=str(tmp_path / "run"), device="cpu", top_k=None)
+    texts = rows.texts[:9]
+    for found, chances in zip(classify(texts, batch_size=4), own.probabilities(texts), strict=True):
+        scores = {each["label"]: each["score"] for each in found}
+        assert scores == pytest.approx(dict(zip(own.task.labels, chances, strict=True)), abs=1e-5)
+    classify.model.save_pretrained(tmp_path / "again")
+    classify.tokenizer.save_pretrained(tmp_path / "again")
+    assert np.allclose(Classifier(load_model(tmp_path / "again")).probabilities(texts), own.probabilities(texts))

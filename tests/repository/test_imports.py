@@ -10,13 +10,13 @@ from places import ROOT
 PACKAGE = ROOT / "src" / "spikegpt"
 ORDER = (
     {"errors", "lazy"},
-    {"files"},
+    {"files", "task"},
     {"config"},
     {"tokenizer", "ops"},
     {"data", "model"},
     {"hub"},
     {"checkpoint"},
-    {"evaluation"},
+    {"evaluation", "label_report", "baselines"},
     {"generation", "profiling"},
     {"engine", "hf"},
     {"loading", "convert", "export"},

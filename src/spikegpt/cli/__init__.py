@@ -15,11 +15,13 @@ from typing import Any
 import typer
 
 from ..errors import UserError
+from .classify import classify
 from .convert import convert
 from .demo import demo
 from .draw import draw
 from .evaluate import evaluate
 from .export import app as export_app
+from .finetune import finetune
 from .generate import generate
 from .info import info
 from .map import map
@@ -36,6 +38,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": generate,
     "serve": serve,
     "train": train,
+    "finetune": finetune,
+    "classify": classify,
     "eval": evaluate,
     "draw": draw,
     "convert": convert,

@@ -19,18 +19,66 @@ from .token_file import TokenFile
 class Batches(ABC):
     """Batches of one step after another, whose position can be kept.
 
-    A step's `world * batch_size` rows are dealt out to the ranks in order, so that all processes together read
-    what one process with the whole batch would.
+    A step's `world * batch_size` rows are dealt out to the ranks, so that all processes together read what one process
+    with the whole batch would.
     """
+
+    def __init__(self, batch_size: int, seed: int, *, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1 or not 0 <= rank < world:
+            raise UsageError(f"{batch_size=}, {rank=}, {world=} make no batch")
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.step = 0
+
+    @abstractmethod
+    def next_batch(self) -> tuple[torch.Tensor, ...]:
+        """What the objective takes."""
+
+    @property
+    def begins(self) -> bool:
+        """Whether the rows of the next batch begin from an empty state, and do not continue those of the last batch."""
+        return True
+
+    @property
+    @abstractmethod
+    def batch_tokens(self) -> float:
+        """Tokens in a batch of all processes, on average."""
+
+    @property
+    @abstractmethod
+    def epoch_tokens(self) -> int:
+        """Tokens in the data."""
+
+    @property
+    @abstractmethod
+    def bytes_per_token(self) -> float | None:
+        """Bytes of raw text per token, for bits per byte; None where a batch's loss is not that of its text."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, in JSON values."""
+        return {"step": self.step} | self._identity()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken; a UserError if these are not the same batches over the same data."""
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise UserError(f"cannot resume the data: {name} was {state.get(name)!r} and is now {value!r}")
+        self.step = int(state["step"])
+
+    @abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """All that the batches depend on beside the step, in JSON values."""
+
+
+class FileBatches(Batches):
+    """Contexts of a token file: B rows of T tokens."""
 
     def __init__(
         self, token_file: TokenFile, batch_size: int, context: int, seed: int, *, rank: int = 0, world: int = 1
     ) -> None:
-        if batch_size < 1 or context < 1 or not 0 <= rank < world:
-            raise UsageError(f"{batch_size=}, {context=}, {rank=}, {world=} make no batch")
-        self.token_file, self.batch_size, self.context = token_file, batch_size, context
-        self.seed, self.rank, self.world = seed, rank, world
-        self.step = 0
+        super().__init__(batch_size, seed, rank=rank, world=world)
+        if context < 1:
+            raise UsageError(f"{context=} makes no batch")
+        self.token_file, self.context = token_file, context
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and the ids that follow them, both int64 [B, T]."""
@@ -39,47 +87,24 @@ class Batches(ABC):
         self.step += 1
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position, in JSON values."""
-        return {"step": self.step} | self._identity()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; a UserError if these are not the same batches over the same tokens."""
-        for name, value in self._identity().items():
-            if state.get(name) != value:
-                raise UserError(f"cannot resume the data: {name} was {state.get(name)!r} and is now {value!r}")
-        self.step = int(state["step"])
-
-    @property
-    def begins(self) -> bool:
-        """Whether the rows of the next batch begin from an empty state, and do not continue those of the last batch."""
-        return True
-
     @property
     def batch_tokens(self) -> float:
-        """Tokens in a batch of all processes, on average."""
         return self.batch_size * self.context * self.world
 
     @property
     def epoch_tokens(self) -> int:
-        """Tokens in the data."""
         return self.token_file.n_tokens
 
     @property
-    def bytes_per_token(self) -> float | None:
-        """Bytes of raw text per token, for bits per byte; None where a batch's loss is not that of its text."""
+    def bytes_per_token(self) -> float:
         return self.token_file.n_bytes / self.token_file.n_tokens
 
     @abstractmethod
     def _starts(self) -> Iterable[int]:
         """Where each row of this rank's batch begins, B places in the file."""
 
-    @abstractmethod
-    def _identity(self) -> dict[str, Any]:
-        """All that the batches depend on beside the step, in JSON values."""
 
-
-class Windows(Batches):
+class Windows(FileBatches):
     """Random windows: those of step s depend on the seed and s alone, whatever was read before."""
 
     def __init__(
@@ -111,7 +136,7 @@ def sequential(token_file: TokenFile, chunk: int) -> Iterator[tuple[torch.Tensor
         yield window[:, :-1], window[:, 1:]
 
 
-class Streams(Batches):
+class Streams(FileBatches):
     """The file read in parallel from `world * batch_size` places, each going on where it was; as `data.Windows`.
 
     Every epoch begins a little further into the file, so that chunks do not always end at the same tokens.

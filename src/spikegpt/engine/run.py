@@ -122,7 +122,7 @@ class EventModel:
         if ids.ndim != 2 or ids.shape[1] == 0:
             raise UsageError(f"ids must be [batch, tokens] with at least one token, not {list(ids.shape)}")
         rows = self._rows(state, len(ids))
-        logits = torch.empty(*ids.shape, self.config.vocab_size)
+        logits = torch.empty(*ids.shape, self.config.outputs)
         for sequence, tokens in enumerate(ids.cpu().numpy()):
             self._engine.run(
                 as_ids(tokens), rows[sequence].numpy(), logits[sequence].numpy(), False, self._dense,
@@ -132,13 +132,13 @@ class EventModel:
 
     def stream(self, state: State | None = None) -> Stream:
         """One text read token by token from `state` on: the fastest way to generate."""
-        return Stream(self._engine, self._layout, self._rows(state, 1), self.config.vocab_size, self._dense)
+        return Stream(self._engine, self._layout, self._rows(state, 1), self.config.outputs, self._dense)
 
     def read(self, ids: Tensor, state: State | None = None) -> State:
         """The state after ids [B, T] int64, of which no logits are wanted."""
         rows = self._rows(state, len(ids))
         for row, tokens in zip(rows, ids.tolist(), strict=True):
-            Stream(self._engine, self._layout, row[None], self.config.vocab_size, self._dense).read(tokens)
+            Stream(self._engine, self._layout, row[None], self.config.outputs, self._dense).read(tokens)
         return self._layout.view(rows)
 
     def sequence(
@@ -214,9 +214,9 @@ class EventModel:
 class Stream:
     """A text that is read token by token, without allocations."""
 
-    def __init__(self, engine: Any, layout: Layout, rows: Tensor, vocab_size: int, dense: bool) -> None:
+    def __init__(self, engine: Any, layout: Layout, rows: Tensor, outputs: int, dense: bool) -> None:
         self._engine, self._layout, self._rows, self._dense = engine, layout, rows, dense
-        self._logits = torch.empty(1, vocab_size)
+        self._logits = torch.empty(1, outputs)
         self._id = np.empty(1, np.int64)
         self._state_row, self._logits_rows = rows[0].numpy(), self._logits.numpy()
 

@@ -204,12 +204,19 @@ class SpikeGPTForCausalLM(SpikeGPTPreTrainedModel, GenerationMixin):
 
 
 class SpikeGPTForSequenceClassification(SpikeGPTPreTrainedModel):
-    """Classifies a text by the mean of its real tokens' last hidden states."""
+    """Classifies a text by the mean over its real tokens.
+
+    The directory of a classifier that `spikegpt finetune` made has a head with a row a label, whose logits are averaged
+    and divided by the fitted temperature. Of any other directory the last hidden states are averaged, and a new `score`
+    reads them.
+    """
 
     def __init__(self, config: SpikeGPTConfig) -> None:
         super().__init__(config)
-        self.spikegpt.head.requires_grad_(False)  # kept, so that the language model can be had back, but not read
-        self.score = nn.Linear(config.n_embd, config.num_labels or 2)
+        self.score = None
+        if self.spikegpt.config.task is None:
+            self.spikegpt.head.requires_grad_(False)  # kept, so that the language model can be had back, but not read
+            self.score = nn.Linear(config.n_embd, config.num_labels or 2)
         self.post_init()
 
     @can_return_tuple
@@ -221,10 +228,16 @@ class SpikeGPTForSequenceClassification(SpikeGPTPreTrainedModel):
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """input_ids [B, T] to logits [B, labels]; labels [B] (or [B, labels]) add a loss."""
-        hidden, _ = self.read(self.spikegpt.features, input_ids, attention_mask, None, False)
+        core = self.spikegpt
+        output, _ = self.read(core.features if self.score else core.forward, input_ids, attention_mask, None, False)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        weight = real.unsqueeze(-1).to(hidden)
-        logits = self.score((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))
+        weight = real.unsqueeze(-1).to(output)
+        mean = (output * weight).sum(1) / weight.sum(1).clamp(min=1)
+        task = core.config.task
+        if self.score is not None or task is None:
+            logits = mean if self.score is None else self.score(mean)
+        else:
+            logits = task.offset + task.scale * mean if task.kind == "regression" else mean / task.temperature
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)

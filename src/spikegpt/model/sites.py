@@ -64,7 +64,7 @@ def sites(config: ModelConfig) -> tuple[Site, ...]:
         for mix in (first_mix(config, block), "ffn"):
             found += _mix_sites(config, block, mix)
     neuron = HEAD_NEURON if config.event else None
-    return (*found, Site("head", "head", config.n_embd, config.vocab_size, True, neuron, None))
+    return (*found, Site("head", "head", config.n_embd, config.outputs, True, neuron, None))
 
 
 def sites_by_neuron(config: ModelConfig) -> dict[str, Site]:

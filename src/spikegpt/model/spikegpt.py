@@ -89,8 +89,8 @@ class SpikeGPT(nn.Module):
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head_neuron = None
         if config.event:
-            self.head_neuron = EventNeuron(config.n_embd, config.vocab_size, config.event, signed=True, backend=backend)
-        self.head = Linear(config.n_embd, config.vocab_size, backend)
+            self.head_neuron = EventNeuron(config.n_embd, config.outputs, config.event, signed=True, backend=backend)
+        self.head = Linear(config.n_embd, config.outputs, backend)
         if config.event:
             _allocate(self)
         _initialise(self)

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import ModelConfig
 from .counts import Product, Profile, bytes_by_width
 from .elementwise import Operations, dense_twin, elementwise, floats_moved
 
@@ -79,6 +80,13 @@ class Accounting:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values under the fields' names."""
         return dataclasses.asdict(self) | {"bytes_read": bytes_by_width(self.weights)}
+
+
+def picojoules(config: ModelConfig, weights: float, table: CostTable = TABLES[1], memory: str = "SRAM") -> float:
+    """pJ of a token that reads `weights` weights: an addition each behind event neurons, else a multiplication too."""
+    work = sum((site.operations for site in elementwise(config)), Operations())
+    ac, mac = (weights, 0.0) if config.spikes == "before" else (0.0, weights)
+    return Accounting("token", "", ac, mac, work, weights, floats_moved(config)).energy(table, memory)["total"]
 
 
 def accountings(profile: Profile) -> list[Accounting]:

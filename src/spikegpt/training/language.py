@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def _evaluate(model: SpikeGPT, valid: TokenFile, config: TrainConfig) -> Metrics
     assert model.tokenizer is not None
     measured = bits_on_tokens(model, ids, model.tokenizer.text_bytes(ids))
     return {
+        "valid_loss": measured.bits_per_token * math.log(2),
         "valid_bits_per_byte": measured.bits_per_byte,
         "valid_bits_per_token": measured.bits_per_token,
         "valid_spike_rate": measured.spike_rate,

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..checkpoint import write_model
 from ..config import TrainConfig
 from ..data.batches import Batches
 from ..errors import UserError
@@ -20,7 +19,7 @@ from .lock import alone
 from .memory import advise, is_out_of_memory
 from .objective import Objective
 from .progress import Reporter, summary_writer_class
-from .resume import begin_directory, load_run, restore, save
+from .resume import begin_directory, finish, keep_best, load_run, restore, save
 from .run import Metrics, Run
 
 Evaluate = Callable[[SpikeGPT], Metrics]
@@ -51,7 +50,7 @@ def fit(
         model: with its tokenizer, which is written beside its weights.
         batches: this process's part of them.
         objective: what to minimise, over `model` and a batch.
-        evaluate: figures on held-out data; None: there is none.
+        evaluate: figures on held-out data, `valid_loss` among them; None: there is none.
         identity: what the data is, in JSON values; a run is resumed only with the same.
         resume: continue from the run's latest checkpoint.
     Returns:
@@ -88,9 +87,9 @@ def fit(
 def _until_done(run: Run, evaluate: Evaluate | None, stop: Stop, reporter: Reporter) -> None:
     """Step until the last step, or until asked to stop; saved either way."""
     config, stopping = run.config, False
-    if run.step == config.steps and (model := run.whole()) is not None:
-        write_model(run.out, model)  # a run that was killed between its last two writes
-    while run.step < config.steps and not stopping:
+    if run.done and (model := run.whole()) is not None:
+        finish(run, model)  # a run that was killed between its last two writes
+    while not run.done and not stopping:
         logging = (run.step + 1) % config.log_every == 0
         saving = _due(run.step + 1, config.save_every, config.steps)
         evaluating = _due(run.step + 1, config.eval_every, config.steps)
@@ -106,16 +105,22 @@ def _until_done(run: Run, evaluate: Evaluate | None, stop: Stop, reporter: Repor
             with reporter.paused():
                 if evaluating:
                     _evaluate(run, evaluate, reporter)
-                if saving or stopping:
+                if saving or stopping or run.done:
                     save(run)
-    if stopping and run.step < config.steps:
+    if not run.done:
         reporter.stopped()
 
 
 def _evaluate(run: Run, evaluate: Evaluate | None, reporter: Reporter) -> None:
     model = run.whole() if evaluate is not None else None
     if evaluate is not None and model is not None:
-        reporter.evaluation(evaluate(model))
+        figures = evaluate(model)
+        reporter.evaluation(figures)
+        if run.config.keep_best:
+            keep_best(run, model, figures["valid_loss"])
+    if run.config.patience:
+        worse = torch.tensor(run.worse if model is not None else 0, device=run.accelerator.device)
+        run.worse = int(run.accelerator.reduce(worse, "sum"))  # pyright: ignore[reportArgumentType]
     run.accelerator.wait_for_everyone()
 
 

@@ -104,7 +104,7 @@ class Reporter:
             **held_out,
             "out": str(run.out),
             "checkpoint": str(checkpoint_path(run.out, run.step)),
-            "interrupted": interrupted and run.step < run.config.steps,
+            "interrupted": interrupted and not run.done,
         }
 
     def _keep(self, metrics: Metrics) -> None:
@@ -184,6 +184,8 @@ def summary(metrics: Metrics) -> str:
         "valid_bits_per_byte": "{:.4f} bits/byte held out",
         "spike_rate": "{:.1%} spikes",
         "valid_spike_rate": "{:.1%} spikes",
+        "valid_score": "{:.1%} right held out",
+        "valid_activity": "{:.1%} of the weights read",
         "tokens_per_second": "{:,.0f} tokens/s",
         "matrix_share": "{:.0%} of matrix speed",
     }

@@ -10,16 +10,28 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..checkpoint import CHECKPOINTS, load_weights, read_checkpoint, read_config, save_checkpoint, write_model
+from ..checkpoint import (
+    CHECKPOINTS,
+    WEIGHTS,
+    load_weights,
+    read_checkpoint,
+    read_config,
+    save_checkpoint,
+    write_model,
+    write_tensors,
+)  # fmt: skip
 from ..config import TrainConfig
 from ..errors import UsageError, UserError
-from ..files import remove_leftovers, write_json
+from ..files import remove_leftovers, write_directory, write_json
 from ..model.spikegpt import SpikeGPT
 from .lock import checkpoint_of
 from .optim import lr_at
 from .run import Run, described
 from .saved import check_tensors, check_values
 from .sharding import collect_shares, read_shares, share_of, write_share
+
+BEST = "best"
+"""Directory of a run where the weights with the least held-out loss are kept."""
 
 # Fields that may change from one part of a run to the next: none of them touches a weight.
 _FREE = {
@@ -107,11 +119,29 @@ def save(run: Run) -> None:
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "last": run.last,
             "losses": run.losses,
+            "best": run.best,
+            "worse": run.worse,
         }
         save_checkpoint(run.out, run.step, model, tensors=tensors, values=values, keep=run.config.keep, also=also)
-        if run.step == run.config.steps:
-            write_model(run.out, model)
+        if run.done:
+            finish(run, model)
     accelerator.wait_for_everyone()
+
+
+def keep_best(run: Run, model: SpikeGPT, loss: float) -> None:
+    """Keep the model's weights beside the checkpoints if no evaluation had a lower held-out loss; in the main process."""
+    if run.best is not None and loss >= run.best:
+        run.worse += 1
+        return
+    run.best, run.worse = loss, 0
+    write_directory(run.out / BEST, lambda inside: write_tensors(inside / WEIGHTS, model.state_dict()))
+
+
+def finish(run: Run, model: SpikeGPT) -> None:
+    """Write the run's finished model: the best one if it is kept, which `model` becomes, else the last."""
+    if run.config.keep_best and run.best is not None:
+        load_weights(model, run.out / BEST, device=next(model.parameters()).device)
+    write_model(run.out, model)
 
 
 def restore(run: Run, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -128,6 +158,7 @@ def restore(run: Run, tensors: dict[str, Tensor], values: dict[str, Any]) -> Non
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"the checkpoint of step {values['step']} lacks a carried state ({error}); delete it") from None
     run.step, run.last, run.losses = values["step"], values["last"], values["losses"]
+    run.best, run.worse = values["best"], values["worse"]
 
 
 def load_run(

@@ -45,6 +45,10 @@ class Run:
     """The newest figure of each name, for the result."""
     losses: list[float] = field(default_factory=list)
     """Of the steps since the last report."""
+    best: float | None = None
+    """Least held-out loss so far."""
+    worse: int = 0
+    """Evaluations since then."""
 
     def __post_init__(self) -> None:
         self.model.gradient_checkpointing = self.config.recompute
@@ -71,6 +75,11 @@ class Run:
     def tokens(self) -> int:
         """Tokens read so far."""
         return round(self.step * self.step_tokens)
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left, or patience has run out."""
+        return self.step >= self.config.steps or 0 < self.config.patience <= self.worse
 
     def whole(self) -> SpikeGPT | None:
         """The model with all its weights in the main process, None elsewhere; every process must call it."""

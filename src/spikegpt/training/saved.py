@@ -15,6 +15,7 @@ from ..errors import UserError
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "step": (int,), "run": (dict,), "windows": (dict,), "scaler": (dict, type(None)), "last": (dict,), "losses": (list,),
+    "best": (float, type(None)), "worse": (int,),
 }  # fmt: skip
 _ADVICE = "the checkpoint is damaged; delete it to resume from the one before"
 

@@ -57,12 +57,13 @@ Engine::Engine(const Settings &settings, const Plan &plan, const Tensors &tensor
       tensors_(&tensors),
       walk_(find(settings.isa)),
       arena_(2 * bytes_of(tensors) + (std::size_t{64} << 20) * (1 + settings.threads) +
-             sizeof(float) * kTokens * settings.vocab),
+             sizeof(float) * kTokens * plan.sites.back().outputs),
       team_(settings.threads) {
   const int channels = settings.channels;
   model_.layers = static_cast<int>(plan.mixes.size() / 2);
   model_.channels = channels;
   model_.vocab = settings.vocab;
+  model_.outputs = plan.sites.back().outputs;
   model_.threads = settings.threads;
   model_.range = {settings.levels, settings.smallest};
   model_.hard = settings.hard;
@@ -186,7 +187,7 @@ void Engine::make_buffers() {
   for (float **buffer : {&model_.x, &model_.normed, &model_.k, &model_.v, &model_.r})
     *buffer = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.stride);
   model_.hidden = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.hidden_stride);
-  logits_ = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.vocab);
+  logits_ = arena_.take<float>(static_cast<std::size_t>(kTokens) * model_.outputs);
   const std::size_t longest = inputs + 8 * groups;  // every group is padded to whole steps of the products
   for (int index = 0; index < model_.threads; ++index) {
     Worker worker{};
@@ -224,7 +225,7 @@ void Engine::run(const int64_t *ids, int64_t tokens, float *state, float *logits
       const int64_t at = from + t;
       rows_[t] = {ids[at], state, nullptr};
       if (!only_last)
-        rows_[t].logits = logits + at * model_.vocab;
+        rows_[t].logits = logits + at * model_.outputs;
       else if (at == tokens - 1)
         rows_[t].logits = logits;
     }

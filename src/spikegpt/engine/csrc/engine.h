@@ -38,12 +38,12 @@ class Engine {
 
   const char *isa() const { return walk_->name; }
   int threads() const { return model_.threads; }
-  int vocab() const { return model_.vocab; }
+  int outputs() const { return model_.outputs; }  // rows of the head: V, or a classifier's labels
   int64_t state_size() const { return settings_.state_size; }
   const std::vector<std::string> &names() const { return names_; }
   const Site &site(std::size_t index) const { return *sites_[index]; }
   std::size_t sites() const { return sites_.size(); }
-  float *logits_row(int token) { return logits_ + static_cast<int64_t>(token) * model_.vocab; }
+  float *logits_row(int token) { return logits_ + static_cast<int64_t>(token) * model_.outputs; }
 
  private:
   const Tensor &tensor(const std::string &name, Tensor::Type type, const std::vector<int64_t> &shape) const;

@@ -68,7 +68,7 @@ struct Mix {
 };
 
 struct Model {
-  int layers, channels, vocab, stride;  // stride: C rounded up to a row of floats
+  int layers, channels, vocab, outputs, stride;  // outputs: rows of the head; stride: C rounded up to a row of floats
   int hidden_stride, threads;
   Range range;
   bool hard, spike_embedding;

@@ -42,7 +42,7 @@ class Handle {
   void run(const Ids &ids, const Floats &state, const Rows &logits, bool only_last, bool dense, Counters *counters) {
     const std::size_t rows = only_last ? 1 : ids.shape(0);
     if (ids.shape(0) == 0 || static_cast<int64_t>(state.shape(0)) != engine_->state_size() || logits.shape(0) != rows ||
-        logits.shape(1) != static_cast<std::size_t>(engine_->vocab()))
+        logits.shape(1) != static_cast<std::size_t>(engine_->outputs()))
       throw std::invalid_argument("ids, state or logits have another shape");
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);
@@ -54,7 +54,7 @@ class Handle {
                                Counters *counters) {
     const Claim claim(sequences);
     for (const Sequence *sequence : sequences)
-      if (sequence->state_size != engine_->state_size() || sequence->sampler->vocab() != engine_->vocab())
+      if (sequence->state_size != engine_->state_size() || sequence->sampler->vocab() != engine_->outputs())
         throw std::invalid_argument("a sequence is of a model of another shape");
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);

@@ -35,7 +35,7 @@ void Plan::check(const Settings &settings) const {
       "events must be 1 to at most 127");
   require(!sites.empty() && !mixes.empty() && mixes.size() % 2 == 0, "the model has no whole blocks");
   for (const SitePlan &site : sites) check_site(site, settings);
-  check_size(sites.back(), channels, settings.vocab);
+  check_size(sites.back(), channels, sites.back().outputs);
   for (const MixPlan &mix : mixes) {
     for (const int index : {mix.key, mix.value, mix.receptance, mix.is_time() ? mix.output : mix.key})
       require(index >= 0 && index < count - 1, "mix " + mix.name + " has a matrix that is not in the table");

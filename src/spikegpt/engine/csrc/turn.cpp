@@ -18,7 +18,7 @@ inline uint8_t nonzero_bytes(const int8_t *bytes) {
 
 }  // namespace
 
-Turns::Turns(Engine &engine) : engine_(engine), loops_(loops_of(engine.isa())), scratch_(engine.vocab()) {}
+Turns::Turns(Engine &engine) : engine_(engine), loops_(loops_of(engine.isa())), scratch_(engine.outputs()) {}
 
 std::vector<int64_t> Turns::advance(const std::vector<Sequence *> &sequences, bool dense, bool together,
                                     Counts *counts) {
@@ -70,7 +70,7 @@ int64_t Turns::take(Sequence &sequence, int first, int count) {
       chosen = sequence.sampler->choose(logits, scratch_, loops_, sequence.logprobs, &score);
     } else if (sequence.echo && !last) {
       const int64_t next = sequence.unread[sequence.at];
-      if (!score_token(logits, engine_.vocab(), next, sequence.logprobs, scratch_, loops_, score))
+      if (!score_token(logits, engine_.outputs(), next, sequence.logprobs, scratch_, loops_, score))
         return Sampler::kNotFinite;
     } else {
       continue;

@@ -183,7 +183,7 @@ class Walker {
     products_.list(*model_.head, 0, part, section_);
     int wanted = 0;
     for (int t = 0; t < pass_.tokens; ++t) wanted += pass_.rows[t].logits != nullptr;
-    products_.multiply_into(*model_.head, 0, part, model_.vocab, wanted, [&](int t) { return pass_.rows[t].logits; });
+    products_.multiply_into(*model_.head, 0, part, model_.outputs, wanted, [&](int t) { return pass_.rows[t].logits; });
     products_.flush();
   }
 
