@@ -49,3 +49,19 @@ def export_nir(
         f"{out}: {len(manifest['order'])} segments; {manifest['host_share']:.1%} of the weights stay on the host; "
         f"spikegpt verify {out} --simulator norse"
     )
+
+
+@app.command("onnx")
+def export_onnx(
+    model: Source,
+    out: Annotated[Path, typer.Argument(help="A new file.")],
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens that one run reads.")] = 1,
+) -> None:
+    """One ONNX file of standard nodes, the state in and out; ONNX runs every weight, silence saves nothing there."""
+    from ..export.onnx import export_onnx as run
+    from ..loading import load, model_directory
+
+    names = run(load(model_directory(model), engine="float"), out, tokens=tokens)
+    typer.echo(
+        f"{out}: inputs ids [1, {tokens}] and {len(names)} tensors of the state; outputs logits and the next state"
+    )
