@@ -264,8 +264,8 @@ void Engine::make_buffers() {
   for (int index = 0; index < model_.threads; ++index) {
     Worker worker{};
     worker.index = index;
-    worker.scratch =
-        arena_.take<float>(std::max(model_.stride, kPanelOutputs));  // memory of 32-bit values, here integers
+    // memory of 32-bit values, here integers
+    worker.scratch = arena_.take<float>(std::max(model_.stride, kPanelOutputs));
     for (auto &slot : worker.lists)
       for (Events &list : slot)
         list = {arena_.take<uint32_t>(longest), arena_.take<int8_t>(longest), arena_.take<int>(groups + 1),
