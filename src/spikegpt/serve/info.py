@@ -60,7 +60,10 @@ async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
     """A text's tokens."""
     service = current(request)
     check_model(service, body.model)
-    ids = (await asyncio.to_thread(service.encode, body.prompt)).tolist()
+    if body.prompt == service.end_of_text:
+        ids = [service.tokenizer.eos_id]  # so that a client learns it, who knows only its name
+    else:
+        ids = (await asyncio.to_thread(service.encode, body.prompt)).tolist()
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": service.settings.max_prompt_tokens, "tokens": ids}
     if body.return_token_strs:
         answer["token_strs"] = [service.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids]
@@ -79,9 +82,8 @@ async def detokenize(body: Detokenize, request: Request) -> dict[str, Any]:
 @router.get("/tokenizer_info", responses=responses())
 async def tokenizer_info(request: Request) -> dict[str, Any]:
     """What a client needs to know of the tokenizer; a text begins after `bos_token`."""
-    tokenizer = current(request).tokenizer
-    end = None if tokenizer.eos_id is None else tokenizer.token_bytes(tokenizer.eos_id).decode("utf-8", "replace")
-    template = current(request).settings.chat_template
+    service = current(request)
+    tokenizer, end, template = service.tokenizer, service.end_of_text, service.settings.chat_template
     return {
         "tokenizer_class": type(tokenizer).__name__, "eos_token": end, "bos_token": None, "pad_token": None,
         "chat_template": template, "vocab_size": tokenizer.vocab_size,

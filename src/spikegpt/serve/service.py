@@ -89,6 +89,12 @@ class Service:
             texts.append(self.tokenizer.decode(prompt))
         return ids, texts
 
+    @property
+    def end_of_text(self) -> str | None:
+        """The name of the token that ends a text."""
+        eos = self.tokenizer.eos_id
+        return None if eos is None else self.tokenizer.token_bytes(eos).decode("utf-8", "replace")
+
     def check_tokens(self, ids: Iterable[int], param: str) -> None:
         """Refuse tokens that the model does not have."""
         size = min(self.model.config.vocab_size, self.tokenizer.vocab_size)
