@@ -61,7 +61,7 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
 # Other implementations that tests and benchmarks compare with. What does not install is left out: its tests skip and
 # say so. The last two ask for torchvision and torchaudio, which would bring another torch and are not needed here;
 # loguru is what spikingjelly imports.
-PEERS := 'spikegpt[notebook]' ziglang unicorn 'spikegpt[nir]' 'spikegpt[onnx]' onnxruntime norse snntorch pbr '--no-deps sinabs' 'spikegpt[hf]' 'spikegpt[lm-eval]' triton rwkv loguru '--no-deps spikingjelly' '--no-deps neurobench'
+PEERS := 'spikegpt[serve]' 'spikegpt[redis]' openai playwright tenacity aiohttp 'spikegpt[notebook]' ziglang unicorn 'spikegpt[nir]' 'spikegpt[onnx]' onnxruntime norse snntorch pbr '--no-deps sinabs' 'spikegpt[hf]' 'spikegpt[lm-eval]' triton rwkv loguru '--no-deps spikingjelly' '--no-deps neurobench'
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) 'spikegpt[test,lint]'

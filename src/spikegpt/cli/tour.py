@@ -51,6 +51,7 @@ def run(
     if seconds > 0:
         console.rule("A small spiking model learns Python")
         learn(console, seconds)
+    console.print("To write on in a browser, and to see who fires: pip install 'spikegpt[serve]', then spikegpt serve")
 
 
 def write(
