@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from ..errors import UserError
 
@@ -76,4 +77,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # of all routes with this path, not of the first alone
+            routes = [
+                route for route in app.routes if isinstance(route, Route) and route.path_regex.match(request.url.path)
+            ]
+            headers["allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+        return answer(error.status_code, str(error.detail), headers=headers)

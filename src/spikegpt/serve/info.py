@@ -60,8 +60,9 @@ async def tokenize(body: Tokenize, request: Request) -> dict[str, Any]:
     """A text's tokens."""
     service = current(request)
     check_model(service, body.model)
-    if body.prompt == service.end_of_text:
-        ids = [service.tokenizer.eos_id]  # so that a client learns it, who knows only its name
+    end = service.tokenizer.eos_id
+    if end is not None and body.prompt == service.end_of_text:
+        ids = [end]  # so that a client learns it, who knows only its name
     else:
         ids = (await asyncio.to_thread(service.encode, body.prompt)).tolist()
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": service.settings.max_prompt_tokens, "tokens": ids}

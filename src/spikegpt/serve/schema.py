@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from .settings import CHOICES, LOGPROBS, PROMPTS, STOP_LENGTH, STOPS
 
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 1.0 is 1."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
-Token = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Token = Annotated[int, Field(ge=0, lt=2**31, strict=True), WHOLE]
 Name = Annotated[str, Field(max_length=256)]
 SessionId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
@@ -30,25 +37,25 @@ class Settings(Body):
     """What completions and chat have in common."""
 
     model: Name | None = Field(None, description="The model's name; missing: the one that is served.")
-    max_tokens: Annotated[int, Field(ge=0, le=1_048_576, strict=True)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=1_048_576, strict=True), WHOLE] | None = None
     temperature: Annotated[float, Field(ge=0, le=100, strict=True)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = 1.0
-    top_k: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = 0
+    top_k: Annotated[int, Field(ge=0, lt=2**31, strict=True), WHOLE] | None = 0
     min_p: Annotated[float, Field(ge=0, le=1, strict=True)] | None = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100, strict=True)] | None = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, strict=True)] | None = 1.0
     presence_penalty: Annotated[float, Field(ge=-100, le=100, strict=True)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=-100, le=100, strict=True)] | None = 0.0
-    logit_bias: Annotated[dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+    logit_bias: Annotated[dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100, strict=True)]],
                           Field(max_length=1024)] | None = None  # fmt: skip
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
-    n: Annotated[int, Field(ge=1, le=CHOICES, strict=True)] | None = 1
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES, strict=True), WHOLE] | None = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
     stream: Annotated[bool, Field(strict=True)] | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
     ignore_eos: Annotated[bool, Field(strict=True)] = False
     return_token_ids: Annotated[bool, Field(strict=True)] = False
-    stream_interval: Annotated[int, Field(ge=1, le=4096, strict=True)] = Field(1, description="Tokens a chunk.")
+    stream_interval: Annotated[int, Field(ge=1, le=4096, strict=True), WHOLE] = Field(1, description="Tokens a chunk.")
 
 
 class Completion(Settings):
@@ -64,8 +71,8 @@ class Completion(Settings):
         | Annotated[list[Token], Field(min_length=1)]
         | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=PROMPTS)]
     ) = Field("", description="A text, texts, or their tokens; an empty one begins a new text.")
-    best_of: Annotated[int, Field(ge=1, le=CHOICES, strict=True)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=LOGPROBS, strict=True)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=CHOICES, strict=True), WHOLE] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=LOGPROBS, strict=True), WHOLE] | None = None
     echo: Annotated[bool, Field(strict=True)] | None = False
     suffix: str | None = None
     session: SessionId | None = Field(None, description="A session to go on from, and to advance.")
@@ -101,9 +108,9 @@ class Chat(Settings):
     )
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
-    max_completion_tokens: Annotated[int, Field(ge=0, le=1_048_576, strict=True)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, le=1_048_576, strict=True), WHOLE] | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=LOGPROBS, strict=True)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=LOGPROBS, strict=True), WHOLE] | None = None
 
 
 class Tokenize(Body):

@@ -77,7 +77,7 @@ class Guard:
             return 413, self._too_large()
         has_body = length != "0" or "transfer-encoding" in headers
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        expected = BINARY if method == "PUT" else "application/json"
+        expected = BINARY if path.endswith("/state") else "application/json"
         if has_body and method in ("POST", "PUT", "PATCH") and kind != expected:
             return 415, f"the body must be sent as {expected}"
         return None

@@ -84,7 +84,7 @@ async def download(id: Id, request: Request) -> Response:
 
 @router.put("/{id}/state", responses=responses(404, 409))
 async def upload(
-    id: Id, request: Request, data: Annotated[bytes, Body(media_type=BINARY, max_length=2**31)]
+    id: Id, request: Request, data: Annotated[bytes, Body(media_type=BINARY, min_length=1)]
 ) -> dict[str, Any]:
     """Replace a session by a file, or make one under an id of the client's choice."""
     service = current(request)
