@@ -17,6 +17,8 @@ def _whole(value: Any) -> Any:
 WHOLE = BeforeValidator(_whole)
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
 Token = Annotated[int, Field(ge=0, lt=2**31, strict=True), WHOLE]
+TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100, strict=True)]
 Name = Annotated[str, Field(max_length=256)]
 SessionId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
@@ -45,8 +47,7 @@ class Settings(Body):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100, strict=True)] | None = 1.0
     presence_penalty: Annotated[float, Field(ge=-100, le=100, strict=True)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=-100, le=100, strict=True)] | None = 0.0
-    logit_bias: Annotated[dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100, strict=True)]],
-                          Field(max_length=1024)] | None = None  # fmt: skip
+    logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=1024)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True), WHOLE] | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES, strict=True), WHOLE] | None = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
