@@ -137,7 +137,7 @@ def load_weights(model: SpikeGPT, directory: Path, *, device: torch.device | str
     model.load_state_dict(tensors, assign=assign)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:  # counters that are not saved begin at zero
+            if buffer.is_meta:  # counters that are not saved start at zero
                 setattr(module, name, torch.zeros_like(buffer, device=device))
 
 
@@ -285,7 +285,9 @@ def _read_json(path: Path, **limits: Any) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON ({error}); the directory is damaged or of another program") from None
+        raise UserError(
+            f"{path} is no JSON ({error}); the directory is damaged, or was written by another program"
+        ) from None
 
 
 def _check_format(path: Path, number: Any) -> None:

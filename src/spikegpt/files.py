@@ -246,7 +246,7 @@ if sys.platform == "win32":
 
     def _lock(handle: int) -> bool | None:
         try:
-            os.lseek(handle, 1 << 30, os.SEEK_SET)  # far beyond the data, which others may go on reading
+            os.lseek(handle, 1 << 30, os.SEEK_SET)  # far beyond the data, so that others can still read it
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError as error:
             return False if error.errno in (errno.EACCES, errno.EDEADLK) else None
@@ -270,7 +270,7 @@ def _staged(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _held(staged: Path) -> Iterator[None]:
-    """Lock a staged file or directory; on Windows one that is open could not be renamed, and its age has to tell."""
+    """Lock a staged file or directory; on Windows one that is open could not be renamed, so its age decides."""
     if os.name == "nt":
         yield
         return

@@ -374,7 +374,7 @@ def test_what_others_cannot_compute_is_not_exported(
 
 def test_options_about_a_directory_of_ours_are_refused(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "model")
-    with pytest.raises(UsageError, match="says itself"):
+    with pytest.raises(UsageError, match="describes its own weights"):
         convert(tmp_path / "model", tmp_path / "a.pth", kind="rwkv4")
 
 

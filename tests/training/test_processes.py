@@ -18,7 +18,7 @@ from spikegpt.data.token_file import TokenFile
 from spikegpt.errors import UsageError, UserError
 from spikegpt.loading import load
 from spikegpt.training.objective import NextToken
-from spikegpt.training.sharding import read_shares
+from spikegpt.training.sharding import read_shards
 
 several = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost is tested on Linux and macOS")
 STILL = {"dropout": 0.0}
@@ -80,7 +80,7 @@ def test_a_split_model_is_the_same_model_and_resumes_anywhere(tmp_path, corpus, 
     newest = tmp_path / "two" / "checkpoints" / "step-00000008"
     assert len(list(newest.glob("training-*-of-00002.safetensors"))) == 2
     whole = read_checkpoint(tmp_path / "one" / "checkpoints" / "step-00000008")[0]
-    for name, tensor in read_shares(newest).items():
+    for name, tensor in read_shards(newest).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-5)
     back_to(tmp_path / "two", 6)
     resumed, again = training.run(tmp_path / "two", corpus, model=model, resume=True, seed=5)
@@ -173,7 +173,7 @@ def test_another_batch_is_not_resumed(tmp_path, corpus):
 def test_a_missing_share_is_told(tmp_path):
     (tmp_path / "training-00000-of-00002.safetensors").touch()
     with pytest.raises(UserError, match="1 of the shares"):
-        read_shares(tmp_path)
+        read_shards(tmp_path)
 
 
 def test_settings_that_cannot_work(tmp_path, corpus):

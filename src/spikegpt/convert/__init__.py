@@ -97,7 +97,7 @@ def convert(
         raise UsageError(f"{source} cannot be converted onto itself; choose another destination")
     if source.is_dir() and not huggingface.is_one(source):
         if (tokenizer, kind, spike_embedding) != (None, None, None):
-            raise UsageError(f"{source} says itself what its weights are; leave the options about that away")
+            raise UsageError(f"{source} describes its own weights; omit --tokenizer, --kind and --spike-embedding")
         return _export(source, destination, dtype, force)
     if dtype is not None:
         raise UsageError("weights are rounded from a model directory; convert without --dtype first")

@@ -31,7 +31,7 @@ def unwrapped(path: Path, stored: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def config_of(path: Path, stored: Mapping[str, Stored], *, spikes: Spikes, spike_embedding: bool | None) -> ModelConfig:
-    """The model that these tensors are the weights of; a UserError tells the first that do not fit."""
+    """The model that these tensors are the weights of; UserError names the first tensors that do not fit."""
     if later := next((name for name in stored if any(part in name for part in _LATER)), None):
         raise UserError(f"{path} holds a later RWKV than version 4 (it has {later}), which cannot be used here")
     if "emb.weight" not in stored or len(stored["emb.weight"].shape) != 2:
@@ -71,7 +71,7 @@ def renamed(stored: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stor
 
 
 def check(path: Path, stored: Mapping[str, Stored], config: ModelConfig) -> None:
-    """A UserError tells how tensors are not such a model's: missing ones first, then unknown ones, then shapes."""
+    """UserError unless the tensors are those of such a model: reports missing names first, then unknown ones, then shapes."""
     expected = shapes(config)
     if missing := [name for name in expected if name not in stored]:
         raise UserError(f"{path} lacks {_listed(missing)} of the {len(expected)} tensors that its layers need")

@@ -102,7 +102,7 @@ def _load(path: Path) -> Any:
     try:
         _check_structure(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they tell of is in the errors below
+            warnings.simplefilter("ignore")  # their content is in the errors below
             # PyTorch's format before 1.6 is no zip file and cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:

@@ -47,7 +47,7 @@ def read(path: Path) -> dict[str, Stored]:
         found = list(stored["emb.weight"].shape)
         raise UserError(f"{path} contradicts itself: emb.weight is {found}, by its header [{vocab_size}, {channels}]")
     if any(f"blocks.{layers}." in name for name in stored) or f"blocks.{layers - 1}.ln1.weight" not in stored:
-        raise UserError(f"{path} contradicts itself: its header tells of {layers} layers, its tensors do not")
+        raise UserError(f"{path} contradicts itself: its header says {layers} layers, its tensors do not")
     return stored
 
 

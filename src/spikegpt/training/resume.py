@@ -28,7 +28,7 @@ from .lock import checkpoint_of
 from .optim import lr_at
 from .run import Run, described
 from .saved import check_tensors, check_values
-from .sharding import collect_shares, read_shares, share_of, write_share
+from .sharding import collect_shards, read_shards, shard_of, write_shard
 
 BEST = "best"
 """Directory of a run where the weights with the least held-out loss are kept."""
@@ -57,7 +57,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         index: {
-            key.removeprefix(names[parameter]): share_of(tensor, parameter)
+            key.removeprefix(names[parameter]): shard_of(tensor, parameter)
             for key, tensor in tensors.items()
             if key.startswith(names[parameter])
         }
@@ -78,7 +78,7 @@ def random_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def load_random(accelerator: Accelerator, tensors: dict[str, Tensor], seed: int) -> None:
-    """The reverse of `random_tensors`; another number of processes begins anew from `seed`."""
+    """The reverse of `random_tensors`; with another number of processes it is seeded anew from `seed`."""
     rank = accelerator.process_index
     if len(tensors["random.cpu"]) != accelerator.num_processes:
         torch.manual_seed(seed + rank)
@@ -105,11 +105,11 @@ def save(run: Run) -> None:
     for name, tensor in run.objective.named_carried().items():
         tensors[name] = accelerator.gather(tensor).cpu()  # pyright: ignore[reportAttributeAccessIssue]
     if run.config.shard:
-        shares = run.out / CHECKPOINTS
+        shards = run.out / CHECKPOINTS
         optimizer = optimizer_tensors(run.model, run.optimizer)
-        write_share(shares, accelerator.process_index, accelerator.num_processes, optimizer)
+        write_shard(shards, accelerator.process_index, accelerator.num_processes, optimizer)
         accelerator.wait_for_everyone()
-        also = partial(collect_shares, shares)
+        also = partial(collect_shards, shards)
     elif model is not None:
         tensors |= optimizer_tensors(model, run.optimizer)
     if model is not None:
@@ -172,7 +172,7 @@ def load_run(
     path = checkpoint_of(out)
     tensors, values = read_checkpoint(path)
     check_values(path, values)
-    tensors |= read_shares(path)
+    tensors |= read_shards(path)
     _check_batch(out, values["run"], wanted)
     before = _flat({**values["run"], "model": read_config(path).to_dict()})
     now = _flat({**wanted, "model": model.config.to_dict()})
@@ -191,7 +191,7 @@ def load_run(
 
 
 def _check_batch(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A run may go on in another number of processes if all of them together read the same batches."""
+    """A run may be resumed with another number of processes if all of them together read the same batches."""
     (was, old), (will, new) = ((run["processes"], run["train"]["batch_size"]) for run in (before, now))
     if was * old == will * new:
         return

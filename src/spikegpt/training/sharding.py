@@ -1,6 +1,6 @@
-"""A model whose weights are split over processes (FSDP2, `torch.distributed.fsdp.fully_shard`), and how to put it together.
+"""A model whose weights are sharded over processes (FSDP2, `torch.distributed.fsdp.fully_shard`), and how to gather it.
 
-Each process keeps one share of every parameter, cut along its first dimension, and gathers a block's parameters while
+Each process keeps one shard of every parameter, cut along its first dimension, and gathers a block's parameters while
 it computes that block. What is written to disk is read back by any number of processes.
 """
 
@@ -36,19 +36,19 @@ def shard(model: SpikeGPT) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def is_share(tensor: Tensor) -> bool:
-    """Whether a tensor is this process's share of one."""
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is this process's shard of one."""
     return hasattr(tensor, "full_tensor")
 
 
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be split; all processes must ask."""
-    return tensor.full_tensor() if is_share(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def share_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a whole tensor, split as `like` is; the tensor itself if that is not split."""
-    if not is_share(like) or tensor.ndim == 0:
+def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a whole tensor, split as `like` is; the tensor itself if that is not split."""
+    if not is_shard(like) or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -74,27 +74,27 @@ def whole_model(model: SpikeGPT, *, keep: bool) -> SpikeGPT | None:
     return copy
 
 
-def write_share(directory: Path, rank: int, world: int, tensors: dict[str, Tensor]) -> Path:
-    """Write this process's shares under a hidden name in `directory`; `collect_shares` gives them their own."""
+def write_shard(directory: Path, rank: int, world: int, tensors: dict[str, Tensor]) -> Path:
+    """Write this process's shards under a hidden name in `directory`; `collect_shards` gives them their own."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f".training-{rank:05d}-of-{world:05d}.safetensors.tmp-00000000"
-    local = {name: t.to_local() if is_share(t) else t for name, t in tensors.items()}  # pyright: ignore[reportAttributeAccessIssue]
+    local = {name: t.to_local() if is_shard(t) else t for name, t in tensors.items()}  # pyright: ignore[reportAttributeAccessIssue]
     write_tensors(path, local)
     return path
 
 
-def collect_shares(directory: Path, into: Path) -> None:
-    """Move the shares that all processes have written in `directory` to the directory `into`."""
+def collect_shards(directory: Path, into: Path) -> None:
+    """Move the shards that all processes have written in `directory` to the directory `into`."""
     for path in sorted(directory.glob(".training-*-of-*.safetensors.tmp-00000000")):
         os.replace(path, into / path.name[1:].rpartition(".tmp-")[0])
 
 
-def read_shares(directory: Path) -> dict[str, Tensor]:
-    """The tensors whose shares lie in `directory`, whole; none if there are no shares."""
+def read_shards(directory: Path) -> dict[str, Tensor]:
+    """The tensors whose shards lie in `directory`, whole; none if there are no shards."""
     paths = sorted(directory.glob(_PATTERN))
     if paths and len(paths) != int(paths[0].stem.rpartition("-")[2]):
         raise UserError(
-            f"{directory} has {len(paths)} of the shares that {paths[0].name} belongs to; bring the others too"
+            f"{directory} has {len(paths)} of the shards that {paths[0].name} belongs to; bring the others too"
         )
     parts: dict[str, list[Tensor]] = {}
     for path in paths:
@@ -106,4 +106,4 @@ def read_shares(directory: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{path} is truncated or no safetensors file ({error}); go back to an older checkpoint"
             ) from None
-    return {name: torch.cat(shares) if shares[0].ndim else shares[0] for name, shares in parts.items()}
+    return {name: torch.cat(shards) if shards[0].ndim else shards[0] for name, shards in parts.items()}
