@@ -117,13 +117,20 @@ def kill(jobs: tuple[Job, ...], root: Path, kills: int, full: int, seed: int) ->
             said = (trial.folder / "log").read_text(errors="replace")
             _must(status == 0 or "Traceback" not in said, trial, "a traceback")
         _check(trial, whole[job.name], before)
-        if status == 0 or job.check.__name__ != "_check_run":  # runs go on from life to life, others begin anew
-            _must(live(trial.folder, job.run) == 0, trial, "does not run after all")
-            _must(trial.made == expected[job.name], trial, "ends in something else than an unbroken run")
-            _must(not leftovers(trial.folder), trial, f"leaves {leftovers(trial.folder)}")
-            counts[f"whole {job.name}"] += 1
+        if status == 0 or job.check.__name__ != "_check_run":  # runs resume from life to life, others begin anew
+            _finish(trial, expected[job.name], counts)
             trials[job.name] = Trial(job, root, root / "inputs")
+    for trial in trials.values():
+        _finish(trial, expected[trial.job.name], counts)
     return counts
+
+
+def _finish(trial: Trial, expected: str, counts: Counter[str]) -> None:
+    """Let a job run to its end, which must be the one of an unbroken run."""
+    _must(live(trial.folder, trial.job.run) == 0, trial, "does not run after all")
+    _must(trial.made == expected, trial, "ends in something else than an unbroken run")
+    _must(not leftovers(trial.folder), trial, f"leaves {leftovers(trial.folder)}")
+    counts[f"whole {trial.job.name}"] += 1
 
 
 def _check(trial: Trial, whole: set[str], before: int) -> None:

@@ -170,9 +170,9 @@ def test_another_batch_is_not_resumed(tmp_path, corpus):
         training.run(tmp_path / "run", corpus, train={"steps": 2, "carry_state": True}, resume=True)
 
 
-def test_a_missing_share_is_told(tmp_path):
+def test_a_missing_shard_is_told(tmp_path):
     (tmp_path / "training-00000-of-00002.safetensors").touch()
-    with pytest.raises(UserError, match="1 of the shares"):
+    with pytest.raises(UserError, match="1 of the shards"):
         read_shards(tmp_path)
 
 
