@@ -25,12 +25,12 @@ from .model.protocol import LanguageModel, evaluating, tokenizer_of
 from .tokenizer import Tokenizer
 
 Report = Callable[[int, int], object]
-"""Hears how many of how many tokens are read."""
+"""Progress callback: (tokens read, total)."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What predicting a text cost."""
+    """Result of evaluating a model on a text."""
 
     bits_per_byte: float
     """Bits for the whole text over its raw bytes, whatever the tokenizer."""
@@ -42,7 +42,7 @@ class Evaluation:
     """Bytes of UTF-8 text that the tokens stand for: all of the text, in the tokenizer's normal form if it has one, without
     the ends of documents."""
     spike_rate: float
-    """Share of neuron-steps with a spike; 0 for a model without neurons."""
+    """Fraction of neuron-steps with a spike; 0 for a model without neurons."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values under the fields' names."""
@@ -97,12 +97,12 @@ def bits_on_tokens(
     streams: int = 1,
     report: Report | None = None,
 ) -> Evaluation:
-    """Bits that `ids` [N], the tokens of `n_bytes` bytes of text, cost the model.
+    """Cross-entropy in bits of the model on `ids` [N], the tokens of `n_bytes` bytes of text.
 
-    Each token is predicted from all before it, `chunk` tokens at a time. The first has none before it and is charged
-    log2(V), so that every byte is paid for. With `streams` > 1 the tokens are read as that many contiguous parts in one
+    Each token is predicted from all before it, `chunk` tokens at a time. The first has no context and counts
+    log2(V) bits, so that every byte is accounted for. With `streams` > 1 the tokens are read as that many contiguous parts in one
     batch: faster, but only approximate, for each part begins with an empty state and the one token before it.
-    `report` hears of every chunk. Raises UserError for fewer than 2 tokens, and where the model predicts NaN.
+    `report` is called after every chunk. Raises UserError for fewer than 2 tokens, and where the model predicts NaN.
     """
     if len(ids) < 2:
         raise UserError(f"a text of {len(ids)} tokens is too short to evaluate; at least 2 are needed")

@@ -37,10 +37,10 @@ from .model.state import State
 _T = TypeVar("_T")
 
 _ELEMENTS = 2**26
-"""Logits held at a time."""
+"""Logits in memory at a time."""
 
 Scored = tuple[float, bool]
-"""Log-likelihood in nats, and whether greedy decoding would have written the same."""
+"""Log-likelihood in nats, and whether greedy decoding would have generated the same tokens."""
 
 
 @register_model("spikegpt")
@@ -99,7 +99,7 @@ class SpikeGPTLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer where lm-eval keeps tokenized requests."""
+        """Identifies the tokenizer in lm-eval's cache of tokenized requests."""
         return f"spikegpt-{self._tokenizer.digest}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
@@ -182,14 +182,14 @@ class SpikeGPTLM(TemplateLM):
 
 
 class _FloatScorer:
-    """Reads rows of ids as one batch, which those that have ended leave."""
+    """Reads rows of ids as one batch, from which finished rows are removed."""
 
     def __init__(self, model: SpikeGPT) -> None:
         self._model = model
         self._device = model.ln_out.weight.device
 
     def after(self, rows: Sequence[Sequence[int]]) -> State:
-        """The states after reading each row of ids, empty ones too."""
+        """The states after reading each row of ids; rows may be empty."""
         state = self._model.init_state(len(rows))
         packed, lengths = self._pack(rows)
         if not packed.shape[1]:
@@ -197,7 +197,7 @@ class _FloatScorer:
         return read_rows(self._silently, packed, lengths, state, columns=self._columns(len(rows)))[1]
 
     def score(self, rows: Sequence[Sequence[int]], state: State) -> list[Scored]:
-        """How likely each row's tokens are after its first, which the state has not read."""
+        """Log-likelihood of each row's tokens but the first, which the state has not read."""
         packed, lengths = self._pack(rows)
         inputs_and_targets = torch.stack([packed[:, :-1], packed[:, 1:]], dim=-1)
         if not inputs_and_targets.numel():
@@ -240,13 +240,13 @@ class _EngineScorer:
         self._model = model
 
     def after(self, rows: Sequence[Sequence[int]]) -> State:
-        """The states after reading each row of ids, empty ones too."""
+        """The states after reading each row of ids; rows may be empty."""
         texts = [self._model.sequence(row, chooses=False) if row else None for row in rows]
         self._read([text for text in texts if text is not None])
         return State.stack([self._model.init_state(1) if text is None else text.state() for text in texts])
 
     def score(self, rows: Sequence[Sequence[int]], state: State) -> list[Scored]:
-        """How likely each row's tokens are after its first, which the state has not read."""
+        """Log-likelihood of each row's tokens but the first, which the state has not read."""
         texts = [
             self._model.sequence(row, state.take([at]), logprobs=1, echo=True, chooses=False)
             for at, row in enumerate(rows)
@@ -285,7 +285,7 @@ def _batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
 
 
 def main() -> None:
-    """Run lm-eval's own command, which now knows this model."""
+    """Run lm-eval's own command with this model registered."""
     from lm_eval.__main__ import cli_evaluate
 
     try:

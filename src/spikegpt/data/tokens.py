@@ -1,4 +1,4 @@
-"""Documents to token files on disk, once for each text and tokenizer."""
+"""Token files on disk, cached by the text and the tokenizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Paths = Iterable[str | Path] | str | Path
 
 
 class Corpus(NamedTuple):
-    """Text to learn from and text held out."""
+    """Training text and held-out text."""
 
     train: TokenFile
     valid: TokenFile | None
@@ -49,25 +49,25 @@ def prepare(
 ) -> Corpus:
     """Tokenises files (see `corpus.read_files`) once, and splits them into training and validation text.
 
-    About the share `valid` of the bytes is held out, in whole documents chosen by a hash of their text, so that a
-    document's side depends neither on its place nor on its file's name. Of a corpus that is a single document the
-    tail is held out. With `valid_paths` that text is held out instead, and with `valid=0` none.
+    A fraction `valid` of the bytes, approximately, is held out, in whole documents chosen by a hash of their text: the
+    choice depends neither on a document's position nor on its file's name. If the corpus is a single document, its tail
+    is held out. With `valid_paths` that text is held out instead, and with `valid=0` none.
 
-    The result lies in `cache_dir/tokens-KEY` and is used again while the key is the same: it covers each file's
+    The result is cached in `cache_dir/tokens-KEY` and reused as long as the key is the same: it covers each file's
     name, size, time of change and 64 KiB at its start, middle and end, the tokenizer and the settings here.
 
     UserError: a file that cannot be read as text, an empty corpus, a full disk. Nothing half-written is left.
     """
     if not 0 <= valid < 1:
-        raise UsageError(f"valid={valid} must be in [0, 1): the share of the text to hold out")
-    share = 0.0 if valid_paths is not None else valid
+        raise UsageError(f"valid={valid} must be in [0, 1): the fraction of the text to hold out")
+    fraction = 0.0 if valid_paths is not None else valid
     source = _Source(expand(paths), separator, errors)
-    folder = _cached(source, tokenizer, Path(cache_dir), share, progress)
+    folder = _cached(source, tokenizer, Path(cache_dir), fraction, progress)
     train = TokenFile(folder / "train.bin")
     if valid_paths is not None:
         how: dict[str, Any] = {"separator": separator, "errors": errors, "progress": progress}
         return Corpus(train, prepare_files(valid_paths, tokenizer, cache_dir, **how))
-    return Corpus(train, TokenFile(folder / "valid.bin") if share else None)
+    return Corpus(train, TokenFile(folder / "valid.bin") if fraction else None)
 
 
 def prepare_files(
@@ -95,7 +95,7 @@ class _Source(NamedTuple):
             yield from read_documents(file, separator=self.separator, errors=self.errors)
 
     def identity(self) -> Iterator[str]:
-        """What tells this text from another, without reading it all."""
+        """Identifies this text without reading all of it."""
         for file in self.files:
             try:
                 about = file.stat()
@@ -114,13 +114,13 @@ class _Split(NamedTuple):
     held_out: frozenset[int]
     """Hashes of the documents held out."""
     tail: float
-    """Share of the last document to hold out at its end."""
+    """Fraction of the last document to hold out, from its end."""
 
 
-def _cached(source: _Source, tokenizer: Tokenizer, cache_dir: Path, share: float, progress: bool) -> Path:
-    """The folder of the token files, made if it is not there."""
+def _cached(source: _Source, tokenizer: Tokenizer, cache_dir: Path, fraction: float, progress: bool) -> Path:
+    """The folder of the token files, created if it does not exist."""
     key = hashlib.sha256()
-    for part in (*source.identity(), tokenizer.digest, f"{share!r}", f"{_FORMAT}"):
+    for part in (*source.identity(), tokenizer.digest, f"{fraction!r}", f"{_FORMAT}"):
         key.update(part.encode() + b"\0")
     folder = cache_dir / f"tokens-{key.hexdigest()[:16]}"
     if folder.is_dir():
@@ -130,7 +130,7 @@ def _cached(source: _Source, tokenizer: Tokenizer, cache_dir: Path, share: float
 
     def fill(inside: Path) -> None:
         with _progress_bar(progress) as bar:
-            split = _choose_split(source, share, bar)
+            split = _choose_split(source, fraction, bar)
             _write_tokens(source, tokenizer, split, inside, bar)
             tokenizer.save(inside)
 
@@ -138,8 +138,8 @@ def _cached(source: _Source, tokenizer: Tokenizer, cache_dir: Path, share: float
     return folder
 
 
-def _choose_split(source: _Source, share: float, bar: Progress) -> _Split:
-    """Reads everything once: finds faults before anything is written, and the documents to hold out."""
+def _choose_split(source: _Source, fraction: float, bar: Progress) -> _Split:
+    """Read everything once: report faults before anything is written, and choose the documents to hold out."""
     hashes, sizes = array("Q"), array("Q")
     task = bar.add_task("reading", total=None)
     for text, _ in source.read():
@@ -153,16 +153,16 @@ def _choose_split(source: _Source, share: float, bar: Progress) -> _Split:
         names = ", ".join(map(str, source.files[:3])) + (" ..." if len(source.files) > 3 else "")
         raise UserError(f"there is no text in {names}")
     whole = _Split(total, len(sizes), frozenset(), 0.0)
-    if not share:
+    if not fraction:
         return whole
     texts, which = np.unique(np.array(hashes), return_inverse=True)
     if len(texts) == 1:
-        bar.console.print(f"a single document: its end, {share:.1%}, is held out for validation", soft_wrap=True)
-        return whole._replace(tail=share * len(sizes))
+        bar.console.print(f"a single document: its end, {fraction:.1%}, is held out for validation", soft_wrap=True)
+        return whole._replace(tail=fraction * len(sizes))
     text_bytes = np.bincount(which, np.array(sizes))
-    chosen = _hold_out(text_bytes, share * total)
-    if (taken := text_bytes[chosen].sum() / total) > 2 * share:
-        why = f"no smaller documents amount to {share:.1%}"
+    chosen = _hold_out(text_bytes, fraction * total)
+    if (taken := text_bytes[chosen].sum() / total) > 2 * fraction:
+        why = f"no smaller documents amount to {fraction:.1%}"
         bar.console.print(f"{taken:.1%} of the text is held out for validation: {why}", soft_wrap=True)
     return whole._replace(held_out=frozenset(texts[chosen].tolist()))
 
@@ -202,7 +202,7 @@ def _write_tokens(source: _Source, tokenizer: Tokenizer, split: _Split, folder: 
 def _sides(
     source: _Source, split: _Split, train: TokenWriter, valid: TokenWriter
 ) -> Iterator[tuple[TokenWriter, Document]]:
-    """Each document with the side it belongs to."""
+    """Each document with the writer that it goes to."""
     for number, document in enumerate(source.read(), 1):
         text = document.text
         if split.tail and number == split.documents:

@@ -1,4 +1,4 @@
-"""Decoding on a GPU without its launches: one token of every sequence as a CUDA graph. B batch, V vocabulary."""
+"""Decoding on a GPU without launch overhead: one token of every sequence as a CUDA graph. B batch, V vocabulary."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DecodingGraph:
         self.load(fresh)
 
     def load(self, state: State) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         with torch.no_grad():
             self._copy(state)
 

@@ -89,7 +89,7 @@ def complete(
     stop: str | Sequence[str] = (),
     **sampling: Any,
 ) -> list[Text]:
-    """As `generate_batch`, with all that is known of each text."""
+    """As `generate_batch`, but returns each `Text` with its token counts and the reason why it ended."""
     seeds = [seed] * len(prompts) if seed is None or isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):
         raise UsageError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each prompt")
@@ -97,7 +97,7 @@ def complete(
     settings = [Sampling(**sampling, seed=own_seed) for own_seed in seeds]
     texts = [Text(tokenizer, max_tokens, stop) for _ in prompts]
     with evaluating(model):
-        # Each prompt is read by itself: no padding, so nothing depends on how long its neighbours are.
+        # Each prompt is read by itself: no padding, so no result depends on the length of the others.
         states = [
             read_prompt(model, text, prompt_ids(tokenizer, prompt), model.init_state(1))
             for text, prompt in zip(texts, prompts, strict=True)
@@ -111,9 +111,9 @@ def complete(
 
 
 class Generation(Iterator[str]):
-    """Pieces of one text as they are generated, and what is known of it so far.
+    """Iterator over the pieces of one text as they are generated, with its counts so far.
 
-    Nothing is open between two pieces: an iteration may be given up at any time, also by the end of the program.
+    No context is open between two pieces: an iteration may be abandoned at any time, even by the exit of the program.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Generation(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """End it early; nothing is saved."""
+        """Stop early; no session is saved."""
         self._closed = True
 
     @property
@@ -176,7 +176,7 @@ class Writer(Protocol):
     """Chooses the tokens of texts whose prompts were read."""
 
     def next(self, rows: list[int]) -> list[int]:
-        """The next token of each of these texts; those that are missing have ended."""
+        """The next token of each of these texts; texts that are left out have ended."""
         ...
 
     def state(self, row: int) -> State:
@@ -200,7 +200,7 @@ class TakesTurns(LanguageModel, Protocol):
 
 
 class _LogitsWriter:
-    """Texts on a model that gives logits: one batch, which those that have ended leave."""
+    """Texts on a model that returns logits: one batch, from which finished texts are removed."""
 
     def __init__(self, model: LanguageModel, texts: list[Text], settings: list[Sampling], states: list[State]) -> None:
         self._model, self._texts, self._device = model, texts, model.device
@@ -212,7 +212,7 @@ class _LogitsWriter:
             sampler.restore(text.counts)
 
     def next(self, rows: list[int]) -> list[int]:
-        """The next token of each of these texts; those that are missing have ended."""
+        """The next token of each of these texts; texts that are left out have ended."""
         if len(rows) < len(self._rows):
             self._state = self._state.take([self._rows.index(row) for row in rows])
             self._rows = rows
@@ -227,7 +227,7 @@ class _LogitsWriter:
 
 
 class _TurnsWriter:
-    """Texts on an engine that chooses by itself."""
+    """Texts on an engine that samples by itself."""
 
     def __init__(self, model: TakesTurns, texts: list[Text], settings: list[Sampling], states: list[State]) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""What the published generation script computes, which is not what the published training code trains.
+"""The function that the published generation script computes, which differs from the one that is trained.
 
 For comparisons with numbers that came from that script; `docs/parity.md` measures the difference.
 """
@@ -44,7 +44,7 @@ def without_spike_embedding(model: SpikeGPT) -> SpikeGPT:
 
 
 def rescaled(model: SpikeGPT) -> SpikeGPT:
-    """A copy that halves its residual after every 6th layer, and what later layers' matrices add to it as often."""
+    """A copy that halves its residual after every 6th layer, and scales what later layers add to it accordingly."""
     model = _copy(model)
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)

@@ -8,7 +8,7 @@ from ..errors import UsageError
 
 
 class StopFilter:
-    """Passes text on until the first stop string; never any part of one.
+    """Returns text up to the first stop string, and never a part of one.
 
     Text that may be the beginning of a stop string is held back until it is known not to be.
     """
@@ -23,7 +23,7 @@ class StopFilter:
         """The stop string that was found."""
 
     def push(self, text: str) -> str:
-        """What is certain after more text; nothing once a stop string was found."""
+        """The text that is certain after more text was added; nothing once a stop string was found."""
         if self.matched is not None:
             return ""
         self.held += text
@@ -42,7 +42,7 @@ class StopFilter:
         return out
 
     def _beginning(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
+        """Length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = min(len(self.held), max(map(len, self._stop), default=1) - 1)
         ends = (n for n in range(longest, 0, -1) if any(stop.startswith(self.held[-n:]) for stop in self._stop))
         return next(ends, 0)

@@ -1,4 +1,4 @@
-"""SpikeGPT as `transformers` knows models. Importing this registers it with the Auto classes.
+"""SpikeGPT as `transformers` classes. Importing this module registers them with the Auto classes.
 
 The model is `spikegpt.SpikeGPT` itself, as the module `spikegpt` of each class here, and files keep the published
 names: a directory that `spikegpt` saved is loaded by `from_pretrained`, and the other way round.

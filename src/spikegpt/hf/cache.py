@@ -1,4 +1,4 @@
-"""The recurrent state in the place where `generate` keeps a cache of keys and values."""
+"""The recurrent state as a `transformers` cache, in the place of keys and values."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StateCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """False: a recurrent state cannot be taken back."""
+        """False: a recurrent state cannot be rolled back."""
         return False
 
     @property
@@ -53,7 +53,7 @@ class StateCache(Cache):
         return -1 if self.state is None else self.state.batch_size
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beam i goes on from what was beam `beam_idx[i]`."""
+        """Beam i continues what was beam `beam_idx[i]`."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -66,10 +66,10 @@ class StateCache(Cache):
         self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop the state."""
         self.state, self.length = None, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """A recurrent state cannot be taken back: an error unless nothing is to be removed."""
+        """UsageError unless nothing is to be removed: a recurrent state cannot be rolled back."""
         if tokens_to_remove:
             raise UsageError("a recurrent state cannot forget its last tokens; keep a copy of it from before them")

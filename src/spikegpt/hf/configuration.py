@@ -14,7 +14,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
 
 class SpikeGPTConfig(PreTrainedConfig):
-    """The fields of `ModelConfig`, checked as there, beside those every configuration of `transformers` has."""
+    """The validated fields of `ModelConfig`, besides those of every `transformers` configuration."""
 
     model_type = "spikegpt"
     attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer"}  # noqa: RUF012
@@ -28,7 +28,7 @@ class SpikeGPTConfig(PreTrainedConfig):
         super().__init__(**{"format": FORMAT, **values})
 
     def model_config(self) -> ModelConfig:
-        """The same shape for `SpikeGPT`."""
+        """The `ModelConfig` of the same model."""
         return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
 
     def validate_token_ids(self) -> None:

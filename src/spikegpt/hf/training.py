@@ -1,4 +1,4 @@
-"""What `Trainer` must do for an event-driven model beside stepping its optimiser."""
+"""The callback that `Trainer` needs for an event-driven model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class AdaptThresholds(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Called by `Trainer` before a step: targets and jumps depend on how far the training is."""
+        """Called by `Trainer` before a step: targets and jumps depend on the progress of the training."""
         _core(model).set_progress(state.global_step / max(state.max_steps, 1))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Called by `Trainer` once the optimiser has moved the weights."""
+        """Called by `Trainer` after the optimiser's step."""
         _core(model).after_step()
 
 
