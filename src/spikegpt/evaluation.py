@@ -100,8 +100,8 @@ def bits_on_tokens(
     """Cross-entropy in bits of the model on `ids` [N], the tokens of `n_bytes` bytes of text.
 
     Each token is predicted from all before it, `chunk` tokens at a time. The first has no context and counts
-    log2(V) bits, so that every byte is accounted for. With `streams` > 1 the tokens are read as that many contiguous parts in one
-    batch: faster, but only approximate, for each part begins with an empty state and the one token before it.
+    log2(V) bits, so that every byte is accounted for. With `streams` > 1 the tokens are read as that many contiguous
+    parts in one batch: faster but approximate, for each part begins with an empty state and the one token before it.
     `report` is called after every chunk. Raises UserError for fewer than 2 tokens, and where the model predicts NaN.
     """
     if len(ids) < 2:
