@@ -79,6 +79,7 @@ def set_activity(model: SpikeGPT, activity: float, tokens: int = 48) -> None:
 def at_activities(config: ModelConfig, activities: list[float], bits: int) -> Iterator[tuple[float, IntegerModel]]:
     """The same integer weights with thresholds for each activity."""
     model = random_model(config)
+    set_activity(model, activities[0])  # an integer model has thresholds above 0
     packed = IntegerModel.of(model, bits)
     for activity in activities:
         set_activity(model, activity)

@@ -42,6 +42,7 @@ class Running:
         wait_for(lambda: self.app.state.service is not None or self.app.state.failure is not None)
         if self.app.state.failure is not None:
             raise self.app.state.failure
+        wait_for(lambda: self._server.started)  # it listens only after the model's thread was begun
         return self
 
     def __exit__(self, *_: Any) -> None:
