@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from targets import Call, Target, calls, targets
+from calls import Call, calls
+from targets import Target, targets
 
 from spikegpt.errors import UserError
 
