@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # The constraints pin torch: a later step that resolved it anew could pull gigabytes of CUDA packages.
-PIP := $(BIN)/pip install -q -c constraints.txt
+PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test bench lint selftest selftest-aarch64 selftest-sanitized docs kill fuzz clean
 
