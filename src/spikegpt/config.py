@@ -120,7 +120,7 @@ class EventConfig:
     signed: bool = True
     """Whether events may be negative (the hidden layer's, after relu^2, never are)."""
     leak: float = 0.0
-    """Share of the membrane kept from token to token at the start, in [0, 1)."""
+    """Fraction of the membrane kept from token to token at the start, in [0, 1)."""
     learn_leak: bool = False
     """Whether each channel learns its own leak by back-propagation, from `leak` on (from 0.02 if that is 0)."""
     reset: Reset = "hard"
@@ -128,7 +128,7 @@ class EventConfig:
     window: float = 0.0
     """How far below the threshold, and above the largest event, gradients still pass; in thresholds."""
     activity: float = 0.15
-    """Share of the weights meant to be read per token; thresholds follow it while training."""
+    """Fraction of the weights meant to be read per token; thresholds follow it while training."""
     emphasis: dict[str, float] | None = None
     """Activity of single matrices ("blocks.0.att.key") or kinds of them ("att.key", ..., "head") relative to the others,
     1 where none is given; None: `EMPHASIS`, as measured."""
@@ -198,7 +198,7 @@ class ModelConfig:
     surrogate_alpha: float = 2.0
     """Steepness of the ATan surrogate gradient."""
     dropout: float = 0.03
-    """Share of the residual dropped after each block while training."""
+    """Fraction of the residual dropped after each block while training."""
     event: EventConfig | None = None
     """Neurons of spikes="before"; None otherwise."""
     task: TaskConfig | None = None
@@ -251,7 +251,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The reverse of `to_dict`; an unknown field is a ConfigError."""
+        """The inverse of `to_dict`; an unknown field is a ConfigError."""
         return cls(**_known_fields(cls, values))
 
 
@@ -302,7 +302,7 @@ class TrainConfig:
     schedule: Schedule = "cosine"
     """cosine, or wsd: warm-up, stable, then a decay over the last `decay` share."""
     decay: float = 0.2
-    """Share of the steps over which wsd decays."""
+    """Fraction of the steps over which wsd decays."""
     beta1: float = 0.9
     """First-moment decay."""
     beta2: float = 0.99
@@ -345,7 +345,7 @@ class TrainConfig:
     carry_state: bool = False
     """Read the text as contiguous streams and carry the state from batch to batch (truncated back-propagation in time)."""
     recompute: bool = False
-    """Compute blocks again on the way back rather than keep what they computed: less memory, a third more work."""
+    """Compute blocks again in the backward pass rather than keep what they computed: less memory, a third more work."""
     shard: bool = False
     """Split weights, gradients and optimiser over the processes (FSDP2) instead of a copy in each (DDP)."""
 
@@ -391,5 +391,5 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The reverse of `to_dict`; an unknown field is a ConfigError."""
+        """The inverse of `to_dict`; an unknown field is a ConfigError."""
         return cls(**_known_fields(cls, values))

@@ -10,7 +10,8 @@ import typer
 from .options import Backend, Device, Engine, Json, Model, ReferenceGeneration
 
 Prompts = Annotated[
-    list[str] | None, typer.Argument(help="Text to go on from; several are written together. - reads standard input.")
+    list[str] | None,
+    typer.Argument(help="Text to continue from; several are written together. - reads standard input."),
 ]
 
 
@@ -25,7 +26,7 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: less of what is already there.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.", show_default="random")] = None,
     stop: Annotated[list[str], typer.Option(help="End before this text; repeatable.")] = [],  # noqa: B006
-    state: Annotated[Path | None, typer.Option(help="Go on from a state saved with --save-state.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Continue from a state saved with --save-state.")] = None,
     save_state: Annotated[Path | None, typer.Option(help="Write what the model remembers at the end.")] = None,
     device: Device = None,
     backend: Backend = "auto",

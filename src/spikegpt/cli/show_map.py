@@ -14,7 +14,7 @@ from ..files import write_atomically
 
 
 def print_map(found: Map) -> None:
-    """The map in words and one row a block."""
+    """The map in words and one row per block."""
     chip, console = found.chip, Console()
     form = "graded, a payload an event" if chip.payload_bits else "binary, an event of n sent as n spikes"
     table = Table(title=f"{chip.name}: {found.cores} of {chip.cores} cores, {found.fill:.0%} of their memory; {form}")

@@ -36,7 +36,7 @@ def print_profile(profile: Profile) -> None:
 
 
 def products_table(profile: Profile) -> Table:
-    """A row a matrix, and their sum; per token."""
+    """One row per matrix, and their sum; per token."""
     table = _table(
         f"Matrix products, per token ({profile.tokens:,} tokens read)",
         ("product", "reads", "weights", "activity", "events", "unit spikes", "AC", "AC, units", "MAC", "kB read",
@@ -65,7 +65,7 @@ def products_table(profile: Profile) -> Table:
 
 
 def neurons_table(neurons: list[LayerActivity]) -> Table:
-    """A row a layer of neurons that stands behind the matrices."""
+    """One row per layer of neurons that stands behind the matrices."""
     table = _table("Neurons", ("layer", "neurons", "firing rate", "dead", "saturated"))
     for layer in neurons:
         shares = (layer.rate, layer.dead, layer.saturated)
@@ -74,7 +74,7 @@ def neurons_table(neurons: list[LayerActivity]) -> Table:
 
 
 def elementwise_table(profile: Profile) -> Table:
-    """A row a kind of elementwise work, per token, summed over the model."""
+    """One row per kind of elementwise work, per token, summed over the model."""
     kinds: defaultdict[str, Operations] = defaultdict(Operations)
     for site in profile.elementwise:
         kinds[site.kind] += site.operations
@@ -89,7 +89,7 @@ def elementwise_table(profile: Profile) -> Table:
 
 
 def energy_table(rows: list[Accounting]) -> Table:
-    """A row an accounting and cost table, in nJ per token; in brackets how many times less than dense."""
+    """One row per accounting and cost table, in nJ per token; in brackets how many times less than dense."""
     table = _table(
         "Energy, nJ per token",
         ("accounting", "costs", "products", "elementwise", *(_with(memory) for memory in MEMORIES)),

@@ -16,9 +16,9 @@ def spikify(
     out: Annotated[Path, typer.Argument(metavar="DST", help="The run's directory.")],
     data: Data,
     valid: Annotated[
-        list[Path], typer.Option(help="Held-out text; repeatable.", show_default="a share of the data")
+        list[Path], typer.Option(help="Held-out text; repeatable.", show_default="a fraction of the data")
     ] = [],  # noqa: B006 (typer copies it)
-    activity: Annotated[float, typer.Option(help="Share of the weights read per token, in (0, 1].")] = 0.15,
+    activity: Annotated[float, typer.Option(help="Fraction of the weights read per token, in (0, 1].")] = 0.15,
     steps: Annotated[int, typer.Option(help="Steps of fine-tuning.")] = 500,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
@@ -34,7 +34,7 @@ def spikify(
         ),
     ] = [],  # noqa: B006
     precision: Annotated[str, typer.Option(help="no (float32) or bf16.")] = "no",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DST.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in DST.")] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised text is kept.", show_default="~/.cache/spikegpt")
     ] = None,

@@ -75,7 +75,7 @@ def write(
 
 
 def activity_table(layers: list[LayerActivity], config: ModelConfig) -> Table:
-    """A row a layer; the neurons in front of the matrices of one mix are counted together."""
+    """One row per layer; the neurons in front of the matrices of one mix are counted together."""
     table = Table("layer", box=None, pad_edge=False)
     for heading in ("neurons", "firing rate", "dead", "saturated"):
         table.add_column(heading, justify="right")

@@ -28,16 +28,16 @@ def train(
         list[str], typer.Option("--set", help="A field of ModelConfig, as n_layer=8 or event.activity=0.1; repeatable.")
     ] = [],  # noqa: B006 (typer copies it)
     valid: Annotated[
-        list[Path], typer.Option(help="Held-out text; repeatable.", show_default="a share of the data")
+        list[Path], typer.Option(help="Held-out text; repeatable.", show_default="a fraction of the data")
     ] = [],  # noqa: B006
-    hold_out: Annotated[float, typer.Option(help="Share of the documents held out without --valid.")] = 0.01,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    hold_out: Annotated[float, typer.Option(help="Fraction of the documents held out without --valid.")] = 0.01,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised text is kept.", show_default="~/.cache/spikegpt")
     ] = None,
     teacher: Annotated[
         list[Path],
-        typer.Option(help="A model's directory; with --distill its predictions are learnt too. Several: their mean."),
+        typer.Option(help="A model's directory; with --distill its predictions are learned too. Several: their mean."),
     ] = [],  # noqa: B006
     auto: Annotated[
         bool,
@@ -49,7 +49,7 @@ def train(
     json: Json = False,
     **settings: Any,
 ) -> None:
-    """Train a model on text, or go on with a run."""
+    """Train a model on text, or resume a run."""
     from ..training.recipe import train_on
     from .show import print_json
 

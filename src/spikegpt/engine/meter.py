@@ -36,7 +36,7 @@ class EventMeter:
                 return
 
     def counts(self) -> list[SiteCounts]:
-        """One row a matrix, in the order they run."""
+        """One row per matrix, in the order they run."""
         return [SiteCounts(**row) for row in self._engine.counts(self._counters)]
 
     @property
@@ -54,7 +54,7 @@ class EventMeter:
         return sum(site.active * site.outputs for site in counts) / weights if weights else 0.0
 
     def layers(self) -> list[LayerActivity]:
-        """One row a layer of neurons; needs each neuron's own count."""
+        """One row per layer of neurons; needs each neuron's own count."""
         return [
             LayerActivity(
                 name=site.name,

@@ -153,7 +153,7 @@ class EventModel:
         chooses: bool = True,
         spikes: Spikes = "none",
     ) -> Sequence:
-        """A text that goes on from `state` with `ids`, of which there must be at least one.
+        """A text that continues from `state` with `ids`, of which there must be at least one.
 
         `counts` says how often the text before it chose each token, 0 for those it read: the penalties remember them.
         With `logprobs` every token chosen has a score, beside that many of the likeliest; with `echo` those that are read

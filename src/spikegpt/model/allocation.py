@@ -19,7 +19,7 @@ def emphasis_of(config: ModelConfig) -> dict[str, float]:
 
 
 def allocate(config: ModelConfig, activity: float) -> dict[str, float]:
-    """Share of neurons that fire in front of each matrix, so that `activity` of all weights are read per token.
+    """Fraction of neurons that fire in front of each matrix, so that `activity` of all weights are read per token.
 
     The shares are in the ratio of `emphasis_of`, except that none is above 1.
     """

@@ -64,7 +64,7 @@ class Mix(nn.Module):
             )
 
     def project(self, name: str, x: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
-        """x [B, T, n] through the matrix `name`, by way of its neuron if it has one."""
+        """The product of x [B, T, n] with the matrix `name`, read through its neuron if it has one."""
         matrix: Linear = getattr(self, name)
         if name not in self.neurons:
             return matrix(x)

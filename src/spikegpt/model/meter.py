@@ -19,11 +19,11 @@ class LayerActivity:
     name: str
     neurons: int
     rate: float
-    """Share of neuron-steps with a spike."""
+    """Fraction of neuron-steps with a spike."""
     dead: float
-    """Share of neurons that never fired."""
+    """Fraction of neurons that never fired."""
     saturated: float
-    """Share of neurons that always fired."""
+    """Fraction of neurons that always fired."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class SpikeMeter:
 
     @property
     def rate(self) -> float:
-        """Share of all neuron-steps with a spike; 0 for a model without neurons."""
+        """Fraction of all neuron-steps with a spike; 0 for a model without neurons."""
         steps = sum(self._steps[name] * fired.numel() for name, fired in self._fired.items())
         return sum(int(fired.sum()) for fired in self._fired.values()) / steps if steps else 0.0
 
     @property
     def activity(self) -> float:
-        """Share of the matrices' weights that were read: sum of (non-zero inputs x outputs) / sum of (inputs x outputs).
+        """Fraction of the matrices' weights that were read: sum of (non-zero inputs x outputs) / sum of (inputs x outputs).
 
         1 for a model whose products read floats.
         """
@@ -108,7 +108,7 @@ class SpikeMeter:
         return read / total if total else 1.0
 
     def layers(self) -> list[LayerActivity]:
-        """One row a layer of neurons, in the order of the model."""
+        """One row per layer of neurons, in the order of the model."""
         return [
             LayerActivity(
                 name=name,

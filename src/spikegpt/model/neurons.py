@@ -16,7 +16,7 @@ from .. import ops
 from ..config import EventConfig, ModelConfig
 
 LEARNT_FROM = 0.02
-"""Where a learnt leak begins if its setting is 0, which no logit stands for."""
+"""Where a learned leak begins if its setting is 0, which no logit stands for."""
 
 
 class Neuron(nn.Module):
@@ -63,7 +63,7 @@ class LIF(Neuron):
 class EventNeuron(Neuron):
     """Turns the input of a matrix into small integers, most of them 0; see `ops.event`.
 
-    `threshold` follows the share of neurons that is meant to fire: each training step adds
+    `threshold` follows the fraction of neurons that is meant to fire: each training step adds
     `gain * (rate - target)` to its logarithm (`adapt`). `unit` is what an event of 1 stands for.
     """
 
@@ -76,7 +76,7 @@ class EventNeuron(Neuron):
     sampled = 4
     """One token in so many is counted while training: enough to know the rate, and cheap."""
     saturation = 0.002
-    """Share of neurons allowed at the largest event before the unit grows."""
+    """Fraction of neurons allowed at the largest event before the unit grows."""
 
     def __init__(self, width: int, fan_out: int, config: EventConfig, *, signed: bool, backend: str) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class EventNeuron(Neuron):
                 self.register_buffer("leak_logit", start)
 
     def aim_for(self, activity: float, start_activity: float) -> None:
-        """Set the share of neurons meant to fire at the end of the training and at its start."""
+        """Set the fraction of neurons meant to fire at the end of the training and at its start."""
         self.activity, self.start_activity = activity, start_activity
 
     def set_progress(self, progress: float) -> None:
@@ -106,7 +106,7 @@ class EventNeuron(Neuron):
         self.smallest_in_training = self.config.smallest if progress >= self.config.jump_from else 1
 
     def leak(self) -> Tensor | None:
-        """[C] share of the membrane kept from token to token, or None if there is no memory."""
+        """[C] fraction of the membrane kept from token to token, or None if there is no memory."""
         return torch.sigmoid(self.leak_logit) if self.has_membrane else None
 
     def forward(self, x: Tensor, membrane: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +146,7 @@ class EventNeuron(Neuron):
         self.events_seen.zero_()
 
     def target(self) -> float:
-        """Share of neurons meant to fire at this point of the training: it falls from `start_activity` to `activity`."""
+        """Fraction of neurons meant to fire at this point of the training: it falls from `start_activity` to `activity`."""
         return self.activity * (self.start_activity / self.activity) ** max(0.0, 1 - self.progress / self.config.ramp)
 
 

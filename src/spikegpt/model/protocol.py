@@ -41,7 +41,7 @@ class Meter(Protocol):
         ...
 
     def layers(self) -> list[LayerActivity]:
-        """One row a layer of neurons."""
+        """One row per layer of neurons."""
         ...
 
 
@@ -50,7 +50,7 @@ class EventCounter(Meter, Protocol):
     """A meter that counts what was read behind the neurons too, as the integer engine's does."""
 
     def counts(self) -> list[SiteCounts]:
-        """One row a matrix, in the order they run."""
+        """One row per matrix, in the order they run."""
         ...
 
 

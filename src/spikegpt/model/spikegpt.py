@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Block(nn.Module):
-    """Time mix (or `ffnPre`), then channel mix, each added to the residual; in `after`, by way of a LIF neuron."""
+    """Time mix (or `ffnPre`), then channel mix, each added to the residual; in `after`, through a LIF neuron."""
 
     def __init__(self, config: ModelConfig, index: int, backend: str) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Block(nn.Module):
         return self.drop(x), BlockState(att, ffn, membranes)
 
     def _add(self, name: str, x: Tensor, y: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
-        """x + y, by way of the neuron called `name` if this model has it."""
+        """x + y, through the neuron called `name` if this model has it."""
         if not self.spiking:
             return x + y
         neuron: LIF = getattr(self, name)
@@ -82,7 +82,7 @@ class SpikeGPT(nn.Module):
         self.config, self.backend = config, backend
         self.tokenizer: Tokenizer | None = None
         self.gradient_checkpointing = False
-        """While training, compute each block again on the way back instead of keeping it: slower, less memory."""
+        """While training, compute each block again in the backward pass instead of keeping it: slower, less memory."""
         self.emb = nn.Embedding(config.vocab_size, config.n_embd, _weight=torch.empty(config.vocab_size, config.n_embd))
         self.emb_spike = SpikeEmbedding(config.surrogate_alpha) if config.spike_embedding else None
         self.blocks = nn.ModuleList(Block(config, index, backend) for index in range(config.n_layer))
@@ -218,7 +218,7 @@ class SpikeGPT(nn.Module):
 
 
 def _allocate(model: SpikeGPT) -> None:
-    """Tell each neuron its share of the activity."""
+    """Tell each neuron its part of the activity."""
     event = model.config.event
     assert event is not None
     shares, at_first = (

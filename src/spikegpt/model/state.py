@@ -69,7 +69,7 @@ class State(NamedTuple):
         return self.from_named({**named, **values})
 
     def detach(self) -> State:
-        """The same values, cut off from the graph of gradients."""
+        """The same values, detached from the autograd graph."""
         return self.map(Tensor.detach)
 
     def to(self, device: torch.device | str) -> State:
@@ -126,7 +126,7 @@ class State(NamedTuple):
 
     @staticmethod
     def from_named(values: Mapping[str, Tensor]) -> State:
-        """The state with these tensors; the reverse of `named`."""
+        """The state with these tensors; the inverse of `named`."""
 
         def below(prefix: str) -> dict[str, Tensor]:
             inside = {name.removeprefix(prefix): tensor for name, tensor in values.items() if name.startswith(prefix)}

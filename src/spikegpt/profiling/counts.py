@@ -89,7 +89,7 @@ class Product:
 
     @property
     def activity(self) -> float:
-        """Share of the weights that were read."""
+        """Fraction of the weights that were read."""
         return self.weights_read / self.dense
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class ProductCounter:
             handle.remove()
 
     def products(self) -> list[Product]:
-        """One row a matrix that was used, in the order of the module."""
+        """One row per matrix that was used, in the order of the module."""
         return [tally.product(name, self._matrices[name]) for name, tally in self._tallies.items() if tally.tokens]
 
 
@@ -196,7 +196,7 @@ class Profile:
     footprint: int | None
     """Bytes of parameters and buffers in memory; None where they cannot be seen."""
     connection_sparsity: float | None
-    """Share of the matrices' weights that are zero; None where they cannot be seen."""
+    """Fraction of the matrices' weights that are zero; None where they cannot be seen."""
 
     def total(self, count: str) -> float:
         """Sum of a `Product`'s count over all products, per token."""
@@ -204,12 +204,12 @@ class Profile:
 
     @property
     def activity(self) -> float:
-        """Share of all weights that were read; 1 where every product reads floats."""
+        """Fraction of all weights that were read; 1 where every product reads floats."""
         return self.total("weights_read") / self.total("dense")
 
     @property
     def firing_rate(self) -> float:
-        """Share of neuron-steps with a spike; 0 without neurons."""
+        """Fraction of neuron-steps with a spike; 0 without neurons."""
         neurons = sum(layer.neurons for layer in self.neurons)
         return sum(layer.rate * layer.neurons for layer in self.neurons) / neurons if neurons else 0.0
 
@@ -292,7 +292,7 @@ def profile(
 
 
 def _engine_products(config: ModelConfig, meter: Meter) -> list[Product]:
-    """A row a matrix from the engine's own counters; it has no histogram of sizes, so no bits."""
+    """One row per matrix from the engine's own counters; it has no histogram of sizes, so no bits."""
     assert isinstance(meter, EventCounter) and config.event is not None
     table = sites_by_neuron(config)
     return [_from_engine(counts, table[counts.name], config.event) for counts in meter.counts()]

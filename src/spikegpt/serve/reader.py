@@ -16,7 +16,7 @@ class Reader:
     """A prompt while it is read, once for all the texts that are written from it.
 
     A text alone reads its whole prompt and chooses its first token with that; several read all but the last token, and
-    each goes on from a copy of the state.
+    each continues from a copy of the state.
     """
 
     def __init__(self, streams: list[Stream], model: Any, cache: PrefixCache, tokenizer: Tokenizer) -> None:

@@ -76,7 +76,7 @@ class Completion(Settings):
     logprobs: Annotated[int, Field(ge=0, le=LOGPROBS, strict=True), WHOLE] | None = None
     echo: Annotated[bool, Field(strict=True)] | None = False
     suffix: str | None = None
-    session: SessionId | None = Field(None, description="A session to go on from, and to advance.")
+    session: SessionId | None = Field(None, description="A session to continue from, and to advance.")
     spikes: Annotated[bool, Field(strict=True)] | Literal["sizes"] = Field(
         False, description="Who fired, in each chunk."
     )

@@ -148,7 +148,7 @@ class Service:
     # Sessions
 
     def claim(self, id: str) -> None:
-        """From now on nobody else on this server may go on from the session."""
+        """From now on nobody else on this server may continue from the session."""
         if id in self._busy:
             raise Refusal(409, "another request is writing this session; wait for its end, or fork it", "session")
         self._busy.add(id)

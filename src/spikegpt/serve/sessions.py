@@ -1,6 +1,6 @@
 """Where sessions are kept: in memory, in a folder, or in a Redis that several servers share.
 
-A value is the file of `generation.session`, its version a digest of it. Writing says which version it goes on from, so
+A value is the file of `generation.session`, its version a digest of it. Writing says which version it continues from, so
 that of two writers one is told; sizes and times are bounded, and the least used goes first.
 """
 

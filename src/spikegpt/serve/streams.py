@@ -34,7 +34,7 @@ class Order:
     interval: int = 1
     """Tokens a piece; 0: all at the end."""
     session: Session | None = None
-    """Where the texts go on from."""
+    """Where the texts continue from."""
     keeps: bool = False
     """Whether the last piece has the session that the text is left at."""
 

@@ -31,7 +31,7 @@ def fit_text(
 
     Args:
         device: None: a GPU if there is one, else the CPU; "cpu": the CPU.
-        teachers: models of the same tokenizer that are learnt from too: the mean of their probabilities
+        teachers: models of the same tokenizer that are learned from too: the mean of their probabilities
             (`config.distill`), the residuals of the first (`config.match`).
     Returns:
         The last figures: step, tokens, loss, bits_per_byte and spike_rate (on held-out text), interrupted, ...

@@ -1,4 +1,4 @@
-"""What training minimises. B batch, T tokens, V vocabulary."""
+"""The training losses. B batch, T tokens, V vocabulary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def loss_fn(logits: Tensor, targets: Tensor, penalty: float = 1e-4) -> Tensor:
 
 
 def distillation(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence, in nats, of logits [B, T, V] from a teacher's [B, T, V], which learns nothing."""
+    """Mean Kullback-Leibler divergence, in nats, of logits [B, T, V] from a teacher's [B, T, V], which gets no gradient."""
     return ops.divergence(logits, teacher)
 
 

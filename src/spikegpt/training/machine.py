@@ -21,7 +21,7 @@ GPU_STEP = 65536
 CPU_STEP = 4096
 """Tokens in a step on a CPU, where many small steps learn more in an hour than a few large ones."""
 USABLE = 0.8
-"""Share of the free memory that is counted on."""
+"""Fraction of the free memory that is counted on."""
 
 
 class Choice(NamedTuple):
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What a run finds: one of its processes' device and its share of the memory."""
+    """What a run finds: one of its processes' device and its fraction of the memory."""
 
     device: torch.device
     free: float

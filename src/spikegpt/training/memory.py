@@ -22,7 +22,7 @@ class Memory(NamedTuple):
     weights: float
     """Parameters in float32, gradients, two moments of Adam, and half-width copies of the matrices under autocast."""
     activations: float
-    """What the blocks keep for the way back."""
+    """What the blocks keep for the backward pass."""
     logits: float
     """The head's output, its gradient and what the loss keeps."""
 

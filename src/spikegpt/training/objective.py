@@ -30,7 +30,7 @@ class Objective(nn.Module):
         return {}
 
     def load_carried(self, tensors: dict[str, Tensor]) -> None:
-        """The reverse of `named_carried`."""
+        """The inverse of `named_carried`."""
 
 
 class NextToken(Objective):
@@ -44,7 +44,7 @@ class NextToken(Objective):
         # A list hides the compiled model and the teachers from named_parameters.
         self._readers: list[Any] = [torch.compile(model) if config.compile else model, *teachers]
         self.carried: list[State | None] = [None] * len(self._readers)
-        """What the model and its teachers remember of the batch before, cut off from its graph."""
+        """What the model and its teachers remember of the batch before, detached from its autograd graph."""
 
     def forward(self, inputs: Tensor, targets: Tensor, begins: bool = True) -> tuple[Tensor, Tensor]:
         """What to minimise, and the text's own loss in nats per token, of inputs [B, T] at targets [B, T], int64: scalars.
@@ -84,7 +84,7 @@ class NextToken(Objective):
         }
 
     def load_carried(self, tensors: dict[str, Tensor]) -> None:
-        """The reverse of `named_carried`."""
+        """The inverse of `named_carried`."""
         for reader in range(len(self.carried)):
             prefix = f"carried.{reader}."
             mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

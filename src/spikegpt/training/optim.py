@@ -1,4 +1,4 @@
-"""What moves the weights: parameter groups, the optimiser, the learning-rate schedule."""
+"""Parameter groups, the optimiser and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lr_at(step: int, config: TrainConfig) -> float:
     """Learning rate of optimiser step `step`, counted from 0.
 
     Linear warm-up to `lr`, then a cosine down to `lr_min` at the last step; or, with "wsd", `lr` until the last
-    `decay` share of the steps, which falls linearly to `lr_min` (warm-up / stable / decay, arXiv 2404.06395).
+    `decay` fraction of the steps, which falls linearly to `lr_min` (warm-up / stable / decay, arXiv 2404.06395).
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup

@@ -1,4 +1,4 @@
-"""Devices and processes of a training run: accelerate's business, and the few things that are ours."""
+"""Devices and processes of a training run: what accelerate provides, and the few things it does not."""
 
 from __future__ import annotations
 

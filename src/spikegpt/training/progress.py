@@ -50,7 +50,7 @@ class Reporter:
             yield
 
     def paused(self) -> AbstractContextManager[None]:
-        """What happens inside is no training and does not count in tokens per second."""
+        """Time spent inside is left out of tokens per second."""
         return self._watch.paused()
 
     def advance(self) -> None:
@@ -114,7 +114,7 @@ class Reporter:
 
 
 def _facts(run: Run) -> str:
-    """One line about the size of what begins."""
+    """One line about the size of the run."""
     total = run.step_tokens * run.config.steps
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     precision = {"no": "float32"}.get(run.config.precision, run.config.precision)

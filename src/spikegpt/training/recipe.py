@@ -47,12 +47,12 @@ def train_on(
     """Train a model on files, folders and globs, into the directory `out`; its last figures (`language.fit_text`).
 
     Args:
-        valid: held-out text; without it the share `hold_out` of the documents in `data`.
+        valid: held-out text; without it the fraction `hold_out` of the documents in `data`.
         shape: a preset's name, `overrides` fields of its ModelConfig to replace.
         tokenizer: bytes, chars, bpe:SIZE or the path of a tokenizer.json; None: what suits the preset's vocabulary.
-        resume: go on with the run in `out`, whose model and tokenizer it takes; the data must be given again.
+        resume: resume the run in `out`, whose model and tokenizer it takes; the data must be given again.
         teacher: directory of a model with the same tokenizer, for `config.distill`, or of several: the mean of their
-            probabilities is learnt.
+            probabilities is learned.
         cache: where tokenised text is kept for the next run; None: `~/.cache/spikegpt`.
         auto: pick precision, backend, batch_size and accumulate for this machine, but for those named here.
     """
@@ -90,7 +90,7 @@ def train_on(
 
 
 def make_tokenizer(name: str, data: Sequence[PathLike]) -> Tokenizer:
-    """The tokenizer called bytes, chars or bpe:SIZE, learnt from `data` where it must be, or read from a file."""
+    """The tokenizer called bytes, chars or bpe:SIZE, learned from `data` where it must be, or read from a file."""
     kind, _, size = name.partition(":")
     if name == "bytes":
         return ByteTokenizer()

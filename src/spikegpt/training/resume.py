@@ -52,7 +52,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`, from whole tensors."""
+    """The inverse of `optimizer_tensors`, from whole tensors."""
     names = {parameter: f"optimizer.{name}." for name, parameter in model.named_parameters()}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
@@ -78,7 +78,7 @@ def random_tensors(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def load_random(accelerator: Accelerator, tensors: dict[str, Tensor], seed: int) -> None:
-    """The reverse of `random_tensors`; with another number of processes it is seeded anew from `seed`."""
+    """The inverse of `random_tensors`; with another number of processes it is seeded anew from `seed`."""
     rank = accelerator.process_index
     if len(tensors["random.cpu"]) != accelerator.num_processes:
         torch.manual_seed(seed + rank)

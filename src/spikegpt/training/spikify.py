@@ -51,18 +51,18 @@ def spikify(
 
     The weights are kept, a neuron is put in front of every matrix, its threshold set from `data`, and everything
     fine-tuned with a teacher (`config.distill`, `config.match`) while the activity falls to `activity`. A `source` that
-    is event-driven already keeps its thresholds and goes on from its own activity.
+    is event-driven already keeps its thresholds and continues from its own activity.
 
     Args:
         source: directory of a model with spikes="none" or "before", or a file that `convert` reads.
-        activity: share of the weights to be read per token, in (0, 1].
+        activity: fraction of the weights to be read per token, in (0, 1].
         event: everything else about the neurons; or, as a dictionary, only the fields of it that are not to be those of
             `source`, or where that is continuous the defaults.
         config: the fine-tuning; by default 500 steps that learn nine parts from the teacher's predictions and one from
             the text, and are drawn to the teacher's residuals.
-        teacher: directory of a model with the same tokenizer that is learnt from, or of several: the mean of their
+        teacher: directory of a model with the same tokenizer that is learned from, or of several: the mean of their
             probabilities and the residuals of the first; None: the original, if it is continuous.
-        resume: go on with the fine-tuning in `out`; everything else must be given again.
+        resume: resume the fine-tuning in `out`; everything else must be given again.
         data, valid: files, folders and globs. cache: where tokenised text is kept; None: `~/.cache/spikegpt`.
     Raises:
         UsageError: `source` has neurons after its mixes or no teacher, or `data` is shorter than a context.
@@ -132,7 +132,7 @@ def calibrate(student: SpikeGPT, original: SpikeGPT, windows: Windows, rounds: i
 
 
 def _input_quantiles(student: SpikeGPT, original: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
-    """Each neuron of the student, and what the wanted share of its matrix's inputs in the original is above."""
+    """Each neuron of the student, and what the wanted fraction of its matrix's inputs in the original is above."""
     neurons = dict(zip((site.name for site in sites(student.config)), student.event_neurons(), strict=True))
     found: list[tuple[EventNeuron, Tensor]] = []
 

@@ -42,7 +42,7 @@ class Format(NamedTuple):
 
     @staticmethod
     def of(text: str) -> Format:
-        """The reverse of `str`."""
+        """The inverse of `str`."""
         width, fraction = text.split(".")
         return Format(int(width), int(fraction))
 
@@ -116,7 +116,7 @@ class Formats:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Formats:
-        """The reverse of `to_dict`; UserError for unknown names and for values that are none."""
+        """The inverse of `to_dict`; UserError for unknown names and for values that are none."""
         known = {field.name: field.default for field in dataclasses.fields(Formats)}
         if set(values) != set(known):
             raise UserError(f"formats must be {', '.join(known)}")
