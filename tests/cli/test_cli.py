@@ -227,8 +227,9 @@ def test_no_run_is_prepared_where_one_is(call, model, tmp_path):
 
 
 def test_out_of_memory_is_one_line(call, tmp_path):
+    size = ["--set", "n_embd=65536", "--set", "vocab_size=16000000"]
     where = ["-o", tmp_path / "run", "--cache", tmp_path / "cache"]
-    code, _, err = call("train", "-d", __file__, *where, "-p", "tiny", "--set", "n_embd=40000000", "--hold-out", 0)
+    code, _, err = call("train", "-d", __file__, *where, "-p", "tiny", *size, "--hold-out", 0)
     assert (code, err) == (1, "error: out of memory; choose a smaller model, batch or text\n")
 
 
