@@ -210,7 +210,7 @@ def test_the_engine_refuses_a_plan_that_does_not_fit(model: SpikeGPT) -> None:
         "not in the table": [with_mix(0, key=-1), with_mix(0, value=len(table) - 1), with_mix(0, output=99)],
         "another size": [
             with_site(0, outputs=64), with_mix(1, value=0), with_mix(0, output=4), {"channels": 64},
-            {"vocab": 255}, with_site(3, inputs=640),
+            with_site(3, inputs=640),
         ],
         "is empty": [with_site(2, inputs=0), with_site(2, outputs=-1)],
         "must not be empty": [{"threads": 0}, {"state_size": 0}],
@@ -218,7 +218,7 @@ def test_the_engine_refuses_a_plan_that_does_not_fit(model: SpikeGPT) -> None:
         "no whole blocks": [{"mixes": mixes[:3]}, {"sites": []}, {"mixes": []}],
         "another type or shape": [
             with_tensor(KEY, prepared(packed)[KEY][:-1]), with_tensor(f"{NEURON}.threshold", np.ones(3, np.float32)),
-            with_tensor("emb.weight", np.zeros((256, 160), np.uint8)),
+            with_tensor("emb.weight", np.zeros((256, 160), np.uint8)), {"vocab": 255},
         ],
         "groups": [with_tensor(SCALE, np.ones((n, 640), np.float32)) for n in (0, 4, 160, 161)],
         "there is no tensor": [{"tensors": {}}, with_site(0, membrane=0, neuron="none")],
@@ -284,6 +284,22 @@ def test_a_text_of_another_engine_is_refused(model: SpikeGPT) -> None:
     for one, other in ((engine, smaller), (smaller, engine)):
         with pytest.raises(ValueError, match="a sequence is of a model of another shape"):
             one.advance([other.sequence([1, 2])])
+
+
+@needs_engine
+def test_a_classifier_chooses_no_tokens(model: SpikeGPT) -> None:
+    """Its labels may be more than the tokens that the embedding has."""
+    packed = IntegerModel.of(model)
+    layout = Layout(CONFIG)
+    head = {"head.weight": np.zeros((160, 300), np.int8), "head.scale": np.ones((1, 300), np.float32)}
+    table = site_plans(CONFIG, layout)
+    engine = engine_of(packed, tensors=prepared(packed) | head, sites=[*table[:-1], table[-1] | {"outputs": 300}])
+    sampler = run._engine.Sampler(300, 1.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, [], 1)
+    sequence = run._engine.Sequence(
+        np.zeros(layout.size, np.float32), np.array([299]), sampler, -1, False, True, "none"
+    )
+    with pytest.raises(ValueError, match="a classifier has no next token"):
+        engine.advance([sequence])
 
 
 @needs_engine

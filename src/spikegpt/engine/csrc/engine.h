@@ -38,6 +38,7 @@ class Engine {
 
   const char *isa() const { return walk_->name; }
   int threads() const { return model_.threads; }
+  int vocab() const { return model_.vocab; }
   int outputs() const { return model_.outputs; }  // rows of the head: V, or a classifier's labels
   int64_t state_size() const { return settings_.state_size; }
   const std::vector<std::string> &names() const { return names_; }

@@ -53,6 +53,7 @@ class Handle {
   std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, bool together,
                                Counters *counters) {
     const Claim claim(sequences);
+    if (engine_->outputs() != engine_->vocab()) throw std::invalid_argument("a classifier has no next token to choose");
     for (const Sequence *sequence : sequences)
       if (sequence->state_size != engine_->state_size() || sequence->sampler->vocab() != engine_->outputs())
         throw std::invalid_argument("a sequence is of a model of another shape");
