@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .config import preset as preset
     from .errors import UsageError as UsageError
     from .errors import UserError as UserError
+    from .estimator import TextClassifier as TextClassifier
     from .evaluation import Evaluation as Evaluation
     from .evaluation import evaluate as evaluate
     from .generation import generate as generate
@@ -40,6 +41,7 @@ _get, __dir__, _names = lazy_exports(
         "checkpoint": ("save_model",),
         "config": ("EventConfig", "ModelConfig", "TrainConfig", "preset"),
         "errors": ("UsageError", "UserError"),
+        "estimator": ("TextClassifier",),
         "evaluation": ("Evaluation", "evaluate"),
         "generation": ("generate", "generate_batch"),
         "loading": ("load",),

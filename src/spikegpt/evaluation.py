@@ -21,7 +21,7 @@ from torch import Tensor
 from .data.corpus import PIECE, kind, pieces
 from .data.encode import encode, encoded
 from .errors import UsageError, UserError
-from .model.protocol import LanguageModel, evaluating, tokenizer_of
+from .model.protocol import LanguageModel, check_predicts_tokens, evaluating, tokenizer_of
 from .tokenizer import Tokenizer
 
 Report = Callable[[int, int], object]
@@ -104,6 +104,7 @@ def bits_on_tokens(
     parts in one batch: faster but approximate, for each part begins with an empty state and the one token before it.
     `report` is called after every chunk. Raises UserError for fewer than 2 tokens, and where the model predicts NaN.
     """
+    check_predicts_tokens(model)
     if len(ids) < 2:
         raise UserError(f"a text of {len(ids)} tokens is too short to evaluate; at least 2 are needed")
     if chunk < 1 or streams < 1:

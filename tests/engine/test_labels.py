@@ -9,10 +9,11 @@ from spikegpt.data.labelled import read_rows
 from spikegpt.engine import EventModel, pack
 from spikegpt.engine import run as engine
 from spikegpt.errors import UsageError
+from spikegpt.label_eval import measure
 from spikegpt.loading import load
 from spikegpt.model.classifier import Classifier
 from spikegpt.task import FinetuneConfig
-from spikegpt.training.classify import evaluate_labels, finetune
+from spikegpt.training.classify import finetune
 
 pytestmark = pytest.mark.skipif(bool(engine.MISSING), reason=f"the engine is not built: {engine.MISSING}")
 REVIEWS = DATA / "reviews.csv"
@@ -35,7 +36,7 @@ def test_float_and_integer_labels_agree(directory, tmp_path):
     chances = [classifier.probabilities(rows.texts) for classifier in (ours, theirs, exact)]
     assert np.abs(chances[1] - chances[2]).max() < 1e-4  # the same weights
     assert (chances[0].argmax(1) == chances[1].argmax(1)).mean() >= 0.98
-    report = evaluate_labels(packed, rows)
+    report = measure(packed, rows)
     assert report.accuracy > 0.9 and 0 < report.activity < 0.35
 
 

@@ -18,10 +18,10 @@ ORDER = (
     {"checkpoint"},
     {"evaluation", "label_report", "baselines"},
     {"generation", "profiling"},
-    {"engine", "hf"},
+    {"engine", "hf", "label_eval"},
     {"loading", "convert", "export"},
     {"training", "lm_eval_adapter"},
-    {"serve"},
+    {"serve", "estimator"},
     {"cli"},
     {"__main__"},
 )

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from spikegpt.data.label_batches import LabelBatches
 from spikegpt.data.labelled import read_rows
 from spikegpt.errors import UsageError
+from spikegpt.label_eval import measure
 from spikegpt.loading import load
 from spikegpt.model.classifier import Classifier
 from spikegpt.task import FinetuneConfig
 from spikegpt.training import classify
-from spikegpt.training.classify import evaluate_labels, finetune
+from spikegpt.training.classify import finetune
 from spikegpt.training.run import Run
 
 DATA = FILES / "reviews.csv"
@@ -41,7 +42,7 @@ def test_it_learns_and_says_so(reviews):
     model = load(out)
     assert model.config.task.labels == ("bad", "good")
     assert model.config.task.temperature != 1.0
-    again = evaluate_labels(model, read_rows(DATA)).to_dict()
+    again = measure(model, read_rows(DATA)).to_dict()
     assert again == report["test"]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ..data.corpus import PIECE, pieces
 from ..errors import UsageError
-from ..model.protocol import LanguageModel, Streaming, evaluating, tokenizer_of
+from ..model.protocol import LanguageModel, Streaming, check_predicts_tokens, evaluating, tokenizer_of
 from ..model.state import State
 from ..tokenizer import Tokenizer
 from .sampling import NOT_FINITE, Sampler, Sampling, not_finite
@@ -53,6 +53,7 @@ def generate(
     if save_state is not None and Path(save_state).is_dir():
         raise UsageError(f"{save_state} is a folder; name a file for the state")
     settings = Sampling(**sampling)
+    check_predicts_tokens(model)
     tokenizer = tokenizer_of(model)
     session = Session(model.init_state(1)) if state is None else load_session(state, model)
     settings = settings.continuing(session.seed)
@@ -93,6 +94,7 @@ def complete(
     seeds = [seed] * len(prompts) if seed is None or isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts):
         raise UsageError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one for each prompt")
+    check_predicts_tokens(model)
     tokenizer = tokenizer_of(model)
     settings = [Sampling(**sampling, seed=own_seed) for own_seed in seeds]
     texts = [Text(tokenizer, max_tokens, stop) for _ in prompts]

@@ -121,6 +121,12 @@ def tokenizer_of(model: LanguageModel, tokenizer: Tokenizer | None = None) -> To
     return tokenizer
 
 
+def check_predicts_tokens(model: LanguageModel) -> None:
+    """UsageError where the model is a classifier, whose outputs are labels and no tokens."""
+    if model.config.task is not None:
+        raise UsageError("this is a classifier: it labels texts (spikegpt classify) and predicts no tokens")
+
+
 @contextlib.contextmanager
 def evaluating(model: LanguageModel) -> Iterator[None]:
     """Dropout off inside, and as it was afterwards."""

@@ -20,10 +20,10 @@ from ..data.label_batches import LabelBatches
 from ..data.labelled import Rows, detect_task, folds_of, label_counts, read_rows, shared, split, targets_of
 from ..errors import UsageError, UserError
 from ..files import read_json, write_json
-from ..label_report import LabelReport, fit_temperature, fit_thresholds, loss_of, report_on
+from ..label_eval import SETTINGS, measure
+from ..label_report import fit_temperature, fit_thresholds, loss_of, report_on
 from ..loading import load
 from ..model.classifier import Classifier, encode_texts, probabilities
-from ..model.protocol import LanguageModel
 from ..model.spikegpt import SpikeGPT
 from ..task import FinetuneConfig, Kind, TaskConfig
 from ..tokenizer import CharTokenizer, Tokenizer, train_bpe
@@ -37,7 +37,7 @@ PathLike = str | os.PathLike[str]
 
 HEAD_EMPHASIS = 30.0
 """Emphasis on a classifier's head: its K rows are so few weights that its neurons may all fire."""
-REPORT, SETTINGS = "report.json", "finetune.json"
+REPORT = "report.json"
 _SHAPE = re.compile(r"(\d+)x(\d+)")
 
 
@@ -95,6 +95,17 @@ def finetune(
         Data(rows, others["valid"], others["test"]), task, start, config, out, given, _taught(teacher, rows, task), resume,
         progress, device, tell,
     )  # fmt: skip
+
+
+def finetune_rows(
+    rows: Rows, out: Path, *, model: str | None, spikes: Spikes, tokenizer: str | None, config: FinetuneConfig,
+    progress: bool, kind: Kind | None = None, device: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """As `finetune`, of rows in memory, without a test."""
+    tell, task = _teller(progress), detect_task(rows, kind)
+    start = _Start(model, spikes, tokenizer, config, rows)
+    given = {"data": None, "text": [], "label": None, "model": model, **dataclasses.asdict(config)}
+    return _finetune_one(Data(rows, None, None), task, start, config, out, given, None, False, progress, device, tell)
 
 
 def _cross_validate(
@@ -188,7 +199,7 @@ def _finish(
     write_json(out / SETTINGS, given)
     for name, rows in (("best", valid), ("test", data.test)):
         if rows is not None:
-            measured = evaluate_labels(model, rows)
+            measured = measure(model, rows)
             report[name] = measured.to_dict()
             tell(f"{'held-out' if name == 'best' else name} rows: {measured.summary()}")
     write_json(out / REPORT, report)
@@ -206,16 +217,6 @@ def calibrate(model: SpikeGPT, rows: Rows) -> None:
     if task.kind == "multi":
         task = dataclasses.replace(task, thresholds=fit_thresholds(probabilities(logits, task), targets))
     model.config = dataclasses.replace(model.config, task=task)
-
-
-def evaluate_labels(model: LanguageModel, rows: Rows, report: Any = None) -> LabelReport:
-    """Figures of a classifier, float or packed, on labelled rows; see `label_report.LabelReport`."""
-    classifier = Classifier(model)
-    encoded = classifier.encode(rows.texts)
-    with model.meter() as meter:
-        logits = classifier.logits(encoded, report)
-    tokens = sum(map(len, encoded))
-    return report_on(logits, targets_of(rows, classifier.task), classifier.task, tokens=tokens, activity=meter.activity)
 
 
 def _held_out(model: SpikeGPT, rows: Rows) -> Metrics:

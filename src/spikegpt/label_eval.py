@@ -1,0 +1,104 @@
+"""A classifier measured on a labelled file, beside Naive Bayes on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .baselines import accuracy
+from .data.labelled import Rows, read_rows, targets_of
+from .errors import UserError
+from .files import read_json
+from .label_report import LabelReport, early_exit, report_on, wilson
+from .model.classifier import Classifier
+from .model.protocol import LanguageModel
+from .model.sites import sites
+from .profiling.energy import picojoules
+
+SETTINGS = "finetune.json"
+"""File of a classifier's directory that says what it was trained on."""
+STOPS = (0.7, 0.8, 0.9, 0.95, 0.98)
+FEWEST = 3
+"""Tokens that are read before an early exit."""
+
+Report = Callable[[int, int], object]
+"""Progress callback: (texts read, total)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `spikegpt eval` prints of a classifier."""
+
+    figures: LabelReport
+    naive_bayes: float | None
+    """Accuracy on the same rows, learnt from the rows that the classifier was trained on."""
+    naive_bayes_interval: float | None
+    missing: str | None
+    """Why there is no Naive Bayes."""
+    exits: list[dict[str, float]]
+    """Early exit: stop, accuracy, fraction of the tokens read."""
+    weights_read: float
+    """Weights that a decision reads, on average."""
+    picojoules: float
+    """Energy of a decision on average, by the table 45nm-int8 with SRAM."""
+    mistakes: list[str]
+    """The surest mistakes: true label, given label, text."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return self.figures.to_dict() | {
+            "naive_bayes": self.naive_bayes, "early_exit": self.exits, "weights_read": round(self.weights_read),
+            "picojoules": round(self.picojoules), "surest_mistakes": self.mistakes,
+        }  # fmt: skip
+
+
+def measure(model: LanguageModel, rows: Rows, report: Report | None = None) -> LabelReport:
+    """Figures of a classifier, float or packed, on labelled rows."""
+    classifier = Classifier(model)
+    targets, encoded = targets_of(rows, classifier.task), classifier.encode(rows.texts)
+    with model.meter() as meter:
+        logits = classifier.logits(encoded, report)
+    return report_on(logits, targets, classifier.task, tokens=sum(map(len, encoded)), activity=meter.activity)
+
+
+def compare(model: LanguageModel, rows: Rows, train: Rows | None, report: Report | None = None) -> Comparison:
+    """Everything that is reported of a classifier on `rows`; Naive Bayes learns from `train`."""
+    classifier, figures = Classifier(model), measure(model, rows, report)
+    task = classifier.task
+    weights = figures.activity * sum(site.weights for site in sites(model.config))
+    bayes, missing, exits, mistakes = None, None, [], []
+    if task.kind != "single":
+        missing = "it is compared for single labels only"
+    elif train is None:
+        missing = "the rows that it was trained on are not here; name them with --train"
+    else:
+        try:
+            bayes = accuracy("nb", train, rows)
+        except UserError as error:
+            missing = str(error)
+    if task.kind == "single":
+        targets = targets_of(rows, task)
+        tokens = [classifier.token_logits(row) for row in classifier.encode(rows.texts)]
+        exits = early_exit(tokens, targets, task, STOPS, FEWEST)
+        for number in figures.mistakes or []:
+            given = task.labels[int(np.mean(tokens[number], 0).argmax())]
+            text = rows.texts[number]
+            shown = text if isinstance(text, str) else " | ".join(text)
+            mistakes.append(f"{task.labels[targets[number]]} taken for {given}: {shown[:100]}")
+    return Comparison(
+        figures, bayes, None if bayes is None else wilson(bayes, len(rows.texts)), missing, exits,
+        weights * figures.tokens, figures.tokens * picojoules(model.config, weights), mistakes,
+    )  # fmt: skip
+
+
+def trained_on(directory: Path, text: Sequence[str], label: str | None) -> Rows | None:
+    """The rows that the classifier in `directory` was trained on; None where they are not there any more."""
+    try:
+        settings = read_json(directory / SETTINGS)
+        return read_rows(Path(settings["data"]), text=text or settings["text"], label=label or settings["label"])
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
