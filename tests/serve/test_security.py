@@ -100,6 +100,15 @@ def test_answers_carry_what_browsers_heed(server) -> None:
         assert headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_wrong_method_is_told_the_right_ones(server) -> None:
+    for path, methods in {
+        f"/v1/sessions/{'0' * 32}": "DELETE, GET", f"/v1/sessions/{'0' * 32}/state": "GET, PUT", "/v1/completions": "POST",
+        "/": "GET",
+    }.items():  # fmt: skip
+        status, _, response = server.ask("PATCH", path)
+        assert status == 405 and response.headers.get_all("allow") == [methods], path
+
+
 def test_bodies_are_bounded(server) -> None:
     assert server.ask("POST", "/v1/completions", {"prompt": "a" * 20_000})[0] == 413
 

@@ -36,8 +36,6 @@ async def chat(body: Chat, request: Request) -> Response:
             "this is a base model without a chat template: use /v1/completions, or start the server with "
             "--chat-template plain (or a template's file)",
         )
-    if body.logprobs:
-        raise Refusal(400, "logprobs are not supported for chats; use /v1/completions", "logprobs")
     fields = body.model_dump(exclude={"messages", "max_completion_tokens", "logprobs", "top_logprobs", "max_tokens"})
     prompt = render(template, [{"role": each.role, "content": each.content} for each in body.messages])
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens

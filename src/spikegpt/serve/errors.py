@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,7 +10,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 
 from ..errors import UserError
 
@@ -77,10 +77,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        headers = dict(error.headers or {})
-        if error.status_code == 405:  # of all routes with this path, not of the first alone
-            routes = [
-                route for route in app.routes if isinstance(route, Route) and route.path_regex.match(request.url.path)
-            ]
-            headers["allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        if error.status_code == 405 and (methods := _methods(app, request.url.path)):
+            headers["allow"] = ", ".join(methods)
         return answer(error.status_code, str(error.detail), headers=headers)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What may be asked of a path: by all its routes, not by the first alone."""
+    found: set[str] = set()
+    for template, methods in app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template)), path):
+            found |= {method.upper() for method in methods}
+    return sorted(found)

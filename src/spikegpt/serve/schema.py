@@ -110,8 +110,8 @@ class Chat(Settings):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: Annotated[int, Field(ge=0, le=1_048_576, strict=True), WHOLE] | None = None
-    logprobs: Annotated[bool, Field(strict=True)] | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=LOGPROBS, strict=True), WHOLE] | None = None
+    logprobs: Literal[False] | None = Field(False, description="Not for chats; /v1/completions has them.")
+    top_logprobs: None = None
 
 
 class Tokenize(Body):
