@@ -18,6 +18,9 @@ using fixed::Arithmetic;
 #define SPIKEGPT_NO_ALIAS
 #endif
 
+// x 2^by: of a negative number `<<` is undefined before C++20.
+inline int32_t scaled_up(int32_t x, int32_t by) { return static_cast<int32_t>(static_cast<uint32_t>(x) << by); }
+
 inline int32_t half(int32_t by) { return (1 << by) >> 1; }
 
 // x / 2^by to the nearest, halves up.
@@ -73,7 +76,7 @@ inline void embed(const fixed::Model &model, int64_t id, int begin, int end, int
   const bool spikes = model.spike_embedding;
   for (int c = begin; c < end; ++c) {
     const int32_t value = spikes ? row[c] >= 0 : row[c];
-    const int32_t distance = (value << a.embedding_fraction) - mean;
+    const int32_t distance = scaled_up(value, a.embedding_fraction) - mean;
     const int32_t y = gained(rounded(distance * inverse, by), model.ln0, c, a.norm_top);
     out[c] = cut(rounded(y, a.residual_shift), a.residual_top);
   }
@@ -168,7 +171,8 @@ inline void wkv(const Arithmetic &of, const fixed::Mix &mix, const int32_t *__re
   const int32_t least = a.one >> 1, most = (1 << 24) - 1;
   SPIKEGPT_NO_ALIAS
   for (int c = begin; c < end; ++c) {
-    const int32_t value = v[c] << a.value_shift, ahead = exponent[c] - ((k[c] << a.key_shift) + first[c]);
+    const int32_t value = scaled_up(v[c], a.value_shift),
+                  ahead = exponent[c] - (scaled_up(k[c], a.key_shift) + first[c]);
     const int32_t weight = power(a, ahead < 0 ? -ahead : ahead);
     const int32_t above =
         (ahead < 0 ? value : numerator[c]) + fade(weight, ahead < 0 ? numerator[c] : value, a.table_bits);
@@ -180,7 +184,8 @@ inline void wkv(const Arithmetic &of, const fixed::Mix &mix, const int32_t *__re
   }
   SPIKEGPT_NO_ALIAS
   for (int c = begin; c < end; ++c) {
-    const int32_t value = v[c] << a.value_shift, key = k[c] << a.key_shift, sunk = exponent[c] + decay[c];
+    const int32_t value = scaled_up(v[c], a.value_shift), key = scaled_up(k[c], a.key_shift),
+                  sunk = exponent[c] + decay[c];
     const int32_t faded = sunk > -a.exponent_top ? sunk : -a.exponent_top, ahead = faded - key;
     const int32_t weight = power(a, ahead < 0 ? -ahead : ahead);
     const int32_t above =
