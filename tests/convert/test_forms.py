@@ -110,6 +110,7 @@ class TestSplit:
         save_model(directory, SpikeGPT(CONFIG), ByteTokenizer(), force=True)
         assert sorted(path.name for path in directory.iterdir()) == [
             "config.json",
+            "generation_config.json",
             "model.safetensors",
             "tokenizer.json",
         ]
