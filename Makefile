@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-test
 
 # The pages of docs/ and the API reference into build/site; fails on a broken link or a name without its docstring.
 docs: $(VENV)/.installed-docs
-	$(BIN)/ruff check -q --select D1 src
+	$(BIN)/ruff check -q src
 	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 # Kernels and engine without Python, beside vectors from the reference: here, on Arm under emulation (Debian's
