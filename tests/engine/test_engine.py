@@ -8,7 +8,7 @@ import torch
 from event_models import KINDS, text
 from tiny import awake
 
-from spikegpt.engine import EventModel, run
+from spikegpt.engine import EventModel, base
 from spikegpt.engine.integers import IntegerModel
 from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import evaluate
@@ -16,7 +16,7 @@ from spikegpt.generation.decode import generate
 from spikegpt.model.meter import SpikeMeter
 from spikegpt.tokenizer import ByteTokenizer
 
-pytestmark = pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
+pytestmark = pytest.mark.skipif(base.MISSING is not None, reason=f"the engine is not built: {base.MISSING}")
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -78,8 +78,8 @@ def test_every_thread_count_and_instruction_set_gives_the_same_bits(bits: int) -
     expected, _ = EventModel(packed, threads=1)(ids)
     for threads in (2, 3, 7):
         assert torch.equal(EventModel(packed, threads=threads)(ids)[0], expected), threads
-    assert run._engine is not None
-    for isa in run._engine.instruction_sets():
+    assert base._engine is not None
+    for isa in base._engine.instruction_sets():
         engine = EventModel(packed, threads=2, isa=isa)
         assert engine.isa == isa
         assert relative(engine(ids)[0], expected) < 1e-6, isa

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from spikegpt import checkpoint
 from spikegpt.config import EventConfig, ModelConfig
-from spikegpt.engine import EventModel, pack, run
+from spikegpt.engine import EventModel, base, pack
 from spikegpt.engine.fixed.model import FixedModel
 from spikegpt.engine.fixed.run import FixedEventModel
 from spikegpt.engine.integers import IntegerModel
@@ -32,7 +32,7 @@ Arrays = dict[str, np.ndarray]
 CONFIG = ModelConfig(vocab_size=256, n_layer=2, n_embd=160, spikes="before", event=EventConfig(leak=0.5))
 KEY, SCALE, NEURON = "blocks.1.ffn.key.weight", "blocks.1.ffn.key.scale", "blocks.1.ffn.neurons.key"
 
-needs_engine = pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
+needs_engine = pytest.mark.skipif(base.MISSING is not None, reason=f"the engine is not built: {base.MISSING}")
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +181,9 @@ def engine_of(packed: IntegerModel, **changed: Any) -> Any:
         "channels": 160, "vocab": 256, "levels": 15, "smallest": 1, "hard": True, "spike_embedding": False,
         "state_size": layout.size, "threads": 1, "isa": "",
     } | changed  # fmt: skip
-    given["sites"] = [run._engine.Site(**plan) for plan in given["sites"]]
-    given["mixes"] = [run._engine.Mix(**plan) for plan in given["mixes"]]
-    return run._engine.Engine(**given)
+    given["sites"] = [base._engine.Site(**plan) for plan in given["sites"]]
+    given["mixes"] = [base._engine.Mix(**plan) for plan in given["mixes"]]
+    return base._engine.Engine(**given)
 
 
 @needs_engine
@@ -294,8 +294,8 @@ def test_a_classifier_chooses_no_tokens(model: SpikeGPT) -> None:
     head = {"head.weight": np.zeros((160, 300), np.int8), "head.scale": np.ones((1, 300), np.float32)}
     table = site_plans(CONFIG, layout)
     engine = engine_of(packed, tensors=prepared(packed) | head, sites=[*table[:-1], table[-1] | {"outputs": 300}])
-    sampler = run._engine.Sampler(300, 1.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, [], 1)
-    sequence = run._engine.Sequence(
+    sampler = base._engine.Sampler(300, 1.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, [], 1)
+    sequence = base._engine.Sequence(
         np.zeros(layout.size, np.float32), np.array([299]), sampler, -1, False, True, "none"
     )
     with pytest.raises(ValueError, match="a classifier has no next token"):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from spikegpt.engine import run
+from spikegpt.engine import base
 from spikegpt.errors import UsageError
 from spikegpt.generation.sampling import NOT_FINITE, Sampler, Sampling
 
-pytestmark = pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}")
+pytestmark = pytest.mark.skipif(base.MISSING is not None, reason=f"the engine is not built: {base.MISSING}")
 
 SETTINGS = {
     "greedy": dict(temperature=0.0),
@@ -37,7 +37,7 @@ def test_chooses_what_the_specification_chooses(name: str, vocab: int, spread: f
     if vocab == 5:
         settings.pop("logit_bias", None)
     sampling = Sampling(**settings, seed=11)
-    ours, reference = run.native_sampler(sampling, vocab), Sampler(sampling, vocab)
+    ours, reference = base.native_sampler(sampling, vocab), Sampler(sampling, vocab)
     for sampler in (ours, reference):
         sampler.read(np.array([0, 2], np.int64))
     pairs = []
@@ -61,11 +61,11 @@ def test_draws_follow_the_probabilities(name: str) -> None:
     assert isinstance(weights, torch.Tensor)
     tokens = []
     for seed in range(40):
-        ours = run.native_sampler(Sampling(**settings, seed=seed), vocab)
+        ours = base.native_sampler(Sampling(**settings, seed=seed), vocab)
         ours.read(read)
         if "repetition_penalty" in settings:  # a draw changes the next one's probabilities
             for index in range(count // 40):
-                ours = run.native_sampler(Sampling(**settings, seed=seed * 1000 + index), vocab)
+                ours = base.native_sampler(Sampling(**settings, seed=seed * 1000 + index), vocab)
                 ours.read(read)
                 tokens.append(ours.choose(logits.numpy()))
         else:
@@ -87,7 +87,7 @@ def test_draws_follow_the_probabilities(name: str) -> None:
 
 def test_a_filter_of_ties_keeps_all_of_them() -> None:
     logits = np.zeros(400, np.float32)
-    sampler = run.native_sampler(Sampling(temperature=1.0, top_k=5, top_p=0.5, seed=0), 400)
+    sampler = base.native_sampler(Sampling(temperature=1.0, top_k=5, top_p=0.5, seed=0), 400)
     assert {sampler.choose(logits) for _ in range(4000)} == set(range(400))
     logits[7] = 90.0
     assert {sampler.choose(logits) for _ in range(50)} == {7}
@@ -96,7 +96,7 @@ def test_a_filter_of_ties_keeps_all_of_them() -> None:
 def test_greedy_takes_the_first_of_equals() -> None:
     logits = np.full(5000, -1.0, np.float32)
     logits[[4700, 33, 1200]] = 2.5
-    assert run.native_sampler(Sampling(temperature=0), 5000).choose(logits) == 33
+    assert base.native_sampler(Sampling(temperature=0), 5000).choose(logits) == 33
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -105,14 +105,14 @@ def test_says_that_logits_are_not_finite(bad: float, at: int) -> None:
     logits = logits_of(77, 1.0, 0).numpy()
     logits[at] = bad
     for temperature in (0.0, 1.0):
-        assert run.native_sampler(Sampling(temperature=temperature), 77).choose(logits) == NOT_FINITE
+        assert base.native_sampler(Sampling(temperature=temperature), 77).choose(logits) == NOT_FINITE
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    sampler = run.native_sampler(Sampling(), 77)
+    sampler = base.native_sampler(Sampling(), 77)
     with pytest.raises(ValueError, match="shape"):
         sampler.choose(np.zeros(76, np.float32))
     with pytest.raises(IndexError, match="77"):
         sampler.read(np.array([77]))
     with pytest.raises(UsageError, match="token 77"):
-        run.native_sampler(Sampling(logit_bias={77: 1.0}), 77)
+        base.native_sampler(Sampling(logit_bias={77: 1.0}), 77)

@@ -17,7 +17,7 @@ from op_checks import (
 )
 
 from spikegpt import ops
-from spikegpt.ops.native.event import _event_op, _point_event_op
+from spikegpt.ops.native.event import _event_op
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 SETTINGS = [
@@ -279,7 +279,7 @@ def test_custom_operators_keep_torch_rules():
     (x, leak, membrane), threshold, unit = event_inputs(40, 3)
     x, leak, membrane = (i.requires_grad_() for i in (x, leak, membrane))
     torch.library.opcheck(_event_op, (x, threshold, unit, leak, membrane, 15, 2, True, True, 0.0))
-    torch.library.opcheck(_point_event_op, (x, threshold, unit, 15, 2, True, 0.0))
+    torch.library.opcheck(_event_op, (x, threshold, unit, None, None, 15, 2, True, True, 0.0))
 
 
 def test_bad_settings_are_named():

@@ -56,8 +56,8 @@ Settings settings_of(const Case &given, int threads) {
   Settings settings{};
   settings.channels = static_cast<int>(given.integer("channels"));
   settings.vocab = static_cast<int>(given.integer("vocab"));
-  settings.levels = given.number("levels");
-  settings.smallest = given.number("smallest");
+  settings.levels = static_cast<int>(given.number("levels"));
+  settings.smallest = static_cast<int>(given.number("smallest"));
   settings.hard = given.number("hard") != 0.0f;
   settings.spike_embedding = given.number("spike_embedding") != 0.0f;
   settings.state_size = given.at("state").count();
@@ -91,10 +91,10 @@ void test_turns(const Case &given, Engine &engine) {
   Sampling greedy{};
   greedy.temperature = 0.0f;
   sequence.sampler = std::make_shared<Sampler>(greedy, engine.vocab());
-  Turns turns(engine);
+  Turns<Engine> turns(engine);
   while (static_cast<int64_t>(chosen.size()) < given.at("chosen").count()) {
     const int64_t token = turns.advance({&sequence}, false, true, nullptr)[0];
-    if (token == Turns::kNothing) continue;  // it has more to read
+    if (token == kNothing) continue;  // it has more to read
     if (token < 0) break;
     chosen.push_back(static_cast<float>(token));
   }

@@ -28,9 +28,7 @@ def listed(name: str) -> list[str]:
 
 def sources() -> list[Path]:
     """The self-test, the operators' kernels, and the engine without its binding."""
-    engine = [
-        name for name in listed("engine_sources") if name not in ("module.cpp", "bind_sampling.cpp", "fixed/module.cpp")
-    ]
+    engine = [name for name in listed("engine_sources") if name not in ("module.cpp", "bind_sampling.cpp")]
     return [
         *sorted(HERE.glob("*.cpp")),
         *(ROOT / "src/spikegpt/ops/csrc" / name for name in listed("kernel_sources")),

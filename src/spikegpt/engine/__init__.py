@@ -4,8 +4,9 @@
 without any float (see `fixed`).
 """
 
+from .base import EngineModel, Stream
 from .fixed.run import FixedEventModel
 from .packed import pack
-from .run import EventModel, Stream
+from .run import EventModel
 
-__all__ = ["EventModel", "FixedEventModel", "Stream", "pack"]
+__all__ = ["EngineModel", "EventModel", "FixedEventModel", "Stream", "pack"]

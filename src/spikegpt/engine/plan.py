@@ -70,13 +70,15 @@ def mix_plans(config: ModelConfig, layout: Layout) -> list[dict[str, object]]:
 
 
 def prepared(packed: IntegerModel) -> dict[str, np.ndarray]:
-    """The arrays as the engine wants them: vectors flat, decay and leak computed as the float model does."""
+    """The arrays as the float engine wants them: vectors flat, decay and leak computed as the float model does."""
     neurons = sites_by_neuron(packed.config)
     arrays: dict[str, np.ndarray] = {}
     for name, array in packed.arrays.items():
         stem = name.rpartition(".")[0]
         if name.endswith(".time_decay"):
             arrays[f"{stem}.decay"] = (-torch.exp(torch.from_numpy(array))).numpy()
+        elif name.endswith(".time_first"):
+            arrays[f"{stem}.first"] = array
         elif name.endswith(".leak_logit"):
             arrays[f"{stem}.leak"] = torch.sigmoid(torch.from_numpy(array)).numpy()
         elif name.endswith(".threshold"):

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine.h"
+#include "model.h"
 #include "turn.h"
 
 namespace spikegpt::engine {
@@ -101,9 +101,5 @@ Counts *counts_of(const AnyEngine &engine, Counters *counters) {
 }
 
 void bind_sampling(nanobind::module_ &module);
-
-namespace fixed {
-void bind(nanobind::module_ &module);
-}
 
 }  // namespace spikegpt::engine

@@ -39,7 +39,8 @@ Spikes spikes_named(const std::string &name) {
 namespace {
 
 using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using State = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class Value>
+using State = nb::ndarray<Value, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void check_ids(const Ids &ids, int vocab) {
@@ -77,12 +78,13 @@ void restore(Sampler &sampler, const Ids &ids, const Ids &times) {
   for (std::size_t i = 0; i < ids.shape(0); ++i) sampler.restore(ids.data()[i], times.data()[i]);
 }
 
-std::shared_ptr<Sequence> make_sequence(const State &state, const Ids &ids, std::shared_ptr<Sampler> sampler,
+template <class Value>
+std::shared_ptr<Sequence> make_sequence(const State<Value> &state, const Ids &ids, std::shared_ptr<Sampler> sampler,
                                         int logprobs, bool echo, bool chooses, const std::string &spikes) {
   check_ids(ids, sampler->vocab());
   auto made = std::make_shared<Sequence>();
   made->state = state.data();
-  made->owner = std::make_shared<State>(state);
+  made->owner = std::make_shared<State<Value>>(state);
   made->state_size = static_cast<int64_t>(state.shape(0));
   made->unread.assign(ids.data(), ids.data() + ids.shape(0));
   made->sampler = std::move(sampler);
@@ -91,6 +93,12 @@ std::shared_ptr<Sequence> make_sequence(const State &state, const Ids &ids, std:
   made->chooses = chooses;
   made->spikes = spikes_named(spikes);
   return made;
+}
+
+// Calls `define` with the function that makes a sequence of each type of state.
+template <class... Values, class Define>
+void for_states(const Define &define) {
+  (define(&make_sequence<Values>), ...);
 }
 
 void check_idle(const Sequence &sequence) {
@@ -126,9 +134,13 @@ void bind_sampling(nb::module_ &module) {
       .def("restore", &restore, "ids"_a.noconvert(), "times"_a.noconvert(),
            "Says how often the text chose each token before.")
       .def("read", &read, "ids"_a.noconvert(), "Says that the text has these tokens.");
-  nb::class_<Sequence>(module, "Sequence", "A text and its state [size], written in place.")
-      .def(nb::new_(&make_sequence), "state"_a.noconvert(), "ids"_a.noconvert(), "sampler"_a, "logprobs"_a = -1,
-           "echo"_a = false, "chooses"_a = true, "spikes"_a = "none")
+  nb::class_<Sequence> sequence(module, "Sequence",
+                                "A text and its state [size], float32 or int32, written in place.");
+  for_states<float, int32_t>([&](auto make) {
+    sequence.def(nb::new_(make), "state"_a.noconvert(), "ids"_a.noconvert(), "sampler"_a, "logprobs"_a = -1,
+                 "echo"_a = false, "chooses"_a = true, "spikes"_a = "none");
+  });
+  sequence
       .def("take_scores", &take_scores,
            "(token, logprob, [(token, logprob) of the likeliest]) of every token scored since the last call.")
       .def("take_spikes", &take_spikes, "Who fired at every token read since the last call.")

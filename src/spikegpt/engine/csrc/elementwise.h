@@ -1,14 +1,20 @@
-// The parts between the products, over a run of channels: plain loops that vectorise. Local to the translation unit.
+// The parts between the products in float32, over a run of channels: plain loops that vectorise. Local to the translation unit.
 #pragma once
 
 #include <math.h>
 
 #include "../../ops/csrc/lanes.h"
-#include "model.h"
+#include "floats.h"
 
 namespace {
 
 using namespace spikegpt::engine;
+using Model = FloatModel;
+using Value = float;
+
+// What a product's sum of integers is multiplied by, and what becomes of it then.
+inline const float *scale_of(const FloatSite &site) { return site.scale; }
+inline void settle(const FloatSite &, float *, int) {}
 
 struct Moments {
   float mean, scale;
@@ -35,16 +41,29 @@ inline Moments moments(const float *__restrict x, int count) {
   return {mean, 1.0f / sqrtf(fold(squares) / static_cast<float>(count) + 1e-5f)};
 }
 
-inline void normalise(const float *__restrict x, Moments of, const Norm &norm, int begin, int end,
+inline void normalise(const Model &model, const float *__restrict x, const FloatNorm &norm, Channels own,
                       float *__restrict out) {
   const float *__restrict gain = norm.gain, *__restrict bias = norm.bias;
-  for (int c = begin; c < end; ++c) out[c] = (x[c] - of.mean) * of.scale * gain[c] + bias[c];
+  const Moments of = moments(x, model.channels);
+  for (int c = own.begin; c < own.end; ++c) out[c] = (x[c] - of.mean) * of.scale * gain[c] + bias[c];
+}
+
+// The embedding of a token through the first norm.
+inline void embed(const Model &model, int64_t id, Channels own, float *__restrict scratch, float *__restrict out) {
+  const int channels = model.channels;
+  const int8_t *__restrict integers = model.embedding + id * channels;
+  const float scale = model.embedding_scale[id];
+  if (model.spike_embedding)
+    for (int c = 0; c < channels; ++c) scratch[c] = integers[c] >= 0 ? 1.0f : 0.0f;
+  else
+    for (int c = 0; c < channels; ++c) scratch[c] = static_cast<float>(integers[c]) * scale;
+  normalise(model, scratch, model.ln0, own, out);
 }
 
 // torch.lerp(last, now, weight)
 inline void mix_tokens(const float *__restrict last, const float *__restrict now, const float *__restrict weight,
-                       int begin, int end, float *__restrict out) {
-  for (int c = begin; c < end; ++c) {
+                       Channels own, float *__restrict out) {
+  for (int c = own.begin; c < own.end; ++c) {
     const float step = now[c] - last[c];
     out[c] = weight[c] < 0.5f ? last[c] + weight[c] * step : now[c] - step * (1.0f - weight[c]);
   }
@@ -68,20 +87,20 @@ inline float event_of(float h, float threshold, float unit, Range range) {
 }
 
 template <bool is_signed>
-inline void fire_at_once(const Site &site, const float *__restrict x, int begin, int end, Range range,
+inline void fire_at_once(const FloatSite &site, const float *__restrict x, Channels own, Range range,
                          int8_t *__restrict events) {
   const float *__restrict threshold = site.threshold;
   const float unit = site.unit;
-  for (int c = begin; c < end; ++c)
+  for (int c = own.begin; c < own.end; ++c)
     events[c] = static_cast<int8_t>(static_cast<int>(event_of<is_signed>(x[c], threshold[c], unit, range)));
 }
 
 template <bool is_signed, bool hard>
-inline void fire_membrane(const Site &site, const float *__restrict x, int begin, int end, Range range,
+inline void fire_membrane(const FloatSite &site, const float *__restrict x, Channels own, Range range,
                           float *__restrict membrane, int8_t *__restrict events) {
   const float *__restrict threshold = site.threshold, *__restrict leak = site.leak;
   const float unit = site.unit;
-  for (int c = begin; c < end; ++c) {
+  for (int c = own.begin; c < own.end; ++c) {
     const float h = leak[c] * membrane[c] + x[c];
     const float n = event_of<is_signed>(h, threshold[c], unit, range);
     membrane[c] = hard ? (n == 0.0f ? h : 0.0f) : h - n * unit;
@@ -90,34 +109,51 @@ inline void fire_membrane(const Site &site, const float *__restrict x, int begin
 }
 
 // The neuron in front of `site`, for token `t`: x -> events, through the membrane if it has one.
-inline void fire(const Model &model, const Site &site, const float *x, int begin, int end, float *state, int t) {
+inline void fire(const Model &model, const FloatSite &site, const float *x, Channels own, float *state, int t) {
   int8_t *events = site.events + static_cast<int64_t>(t) * site.stride;
   if (!site.leak) {
-    (site.is_signed ? fire_at_once<true> : fire_at_once<false>)(site, x, begin, end, model.range, events);
+    (site.is_signed ? fire_at_once<true> : fire_at_once<false>)(site, x, own, model.range, events);
     return;
   }
   float *membrane = state + site.membrane;
   if (model.hard)
-    (site.is_signed ? fire_membrane<true, true> : fire_membrane<false, true>)(site, x, begin, end, model.range,
-                                                                              membrane, events);
+    (site.is_signed ? fire_membrane<true, true> : fire_membrane<false, true>)(site, x, own, model.range, membrane,
+                                                                              events);
   else
-    (site.is_signed ? fire_membrane<true, false> : fire_membrane<false, false>)(site, x, begin, end, model.range,
-                                                                                membrane, events);
+    (site.is_signed ? fire_membrane<true, false> : fire_membrane<false, false>)(site, x, own, model.range, membrane,
+                                                                                events);
+}
+
+// The same of what the token shift makes of two tokens.
+inline void fire_mixed(const Model &model, const FloatSite &site, const float *weight, const float *last, const float *now,
+                       Channels own, float *scratch, float *state, int t) {
+  mix_tokens(last, now, weight, own, scratch);
+  fire(model, site, scratch, own, state, t);
+}
+
+// The same of relu(x)^2; x is lost.
+inline void fire_hidden(const Model &model, const FloatSite &site, float *__restrict x, Channels own, float *state, int t) {
+  for (int c = own.begin; c < own.end; ++c) {
+    const float positive = x[c] > 0.0f ? x[c] : 0.0f;
+    x[c] = positive * positive;
+  }
+  fire(model, site, x, own, state, t);
 }
 
 // One token of ops.wkv, gated: out = sigmoid(r) * wkv(k, v). Of two exponentials one is always exp(0).
-inline void wkv(const Mix &mix, const float *__restrict k, const float *__restrict v, const float *__restrict r,
-                int begin, int end, int channels, float *__restrict state, float *__restrict out) {
+inline void wkv(const Model &model, const Model::Mix &mix, const float *__restrict k, const float *__restrict v,
+                const float *__restrict r, Channels own, float *__restrict state, float *__restrict out) {
+  const int channels = model.channels;
   float *__restrict numerator = state, *__restrict denominator = state + channels;
   float *__restrict exponent = state + 2 * static_cast<int64_t>(channels);
   const float *__restrict decay = mix.decay, *__restrict first = mix.first;
-  for (int c = begin; c < end; ++c) {
+  for (int c = own.begin; c < own.end; ++c) {
     const float ahead = exponent[c] - (first[c] + k[c]);
     const float smaller = exp_negative(ahead < 0.0f ? ahead : -ahead);
     const float past = ahead < 0.0f ? smaller : 1.0f, now = ahead < 0.0f ? 1.0f : smaller;
     out[c] = sigmoid(r[c]) * ((past * numerator[c] + now * v[c]) / (past * denominator[c] + now));
   }
-  for (int c = begin; c < end; ++c) {
+  for (int c = own.begin; c < own.end; ++c) {
     const float faded = exponent[c] + decay[c], ahead = faded - k[c];
     const float smaller = exp_negative(ahead < 0.0f ? ahead : -ahead);
     const float past = ahead < 0.0f ? smaller : 1.0f, now = ahead < 0.0f ? 1.0f : smaller;
@@ -125,6 +161,18 @@ inline void wkv(const Mix &mix, const float *__restrict k, const float *__restri
     denominator[c] = past * denominator[c] + now;
     exponent[c] = ahead < 0.0f ? k[c] : faded;
   }
+}
+
+// x += y.
+inline void add(const Model &, const float *__restrict y, Channels own, float *__restrict x) {
+  for (int c = own.begin; c < own.end; ++c) x[c] += y[c];
+}
+
+// x += y behind the gate sigmoid(r); y is lost.
+inline void add_gated(const Model &model, float *__restrict y, const float *__restrict r, Channels own,
+                      float *__restrict x) {
+  for (int c = own.begin; c < own.end; ++c) y[c] *= sigmoid(r[c]);
+  add(model, y, own, x);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The engine's model as plain data, shared by translation units built for different instruction sets: no inline functions.
-// C channels, V vocabulary, T tokens of one pass. Every row of floats begins at a multiple of 64 bytes.
+// A model as plain data, shared by translation units built for different instruction sets: no inline functions. What the
+// engine with float32 between its products (floats.h) and that with integers only (fixed/model.h) have in common; `Value` is
+// float or int32_t. C channels, V vocabulary, T tokens of one pass. Every row of values begins at a multiple of 64 bytes.
 #pragma once
 
 #include <cstdint>
@@ -28,57 +29,54 @@ struct alignas(128) Counts {
   int64_t *fired;  // [inputs], or null: not counted
 };
 
-// A matrix and the event neuron in front of it.
+// A matrix, and where the event neuron in front of it puts its events; each engine adds the neuron's numbers and the scales.
 // Weights are unsigned, offset by `offset` (128 or 8); a sum over events n is corrected by -offset * sum(n). The order of
-// outputs within a block is the instruction set's own (`Walk::place`).
+// outputs within a block is the instruction set's own (`WalkOf::place`).
 struct Site {
   int inputs, outputs;
   int groups, group_inputs;  // inputs that share a scale
   int bits, offset;
   const Panel *panels;
-  const int *panels_of;    // [parts + 1] where the panels of each part begin
-  const float *scale;      // [group][padded], times the neuron's unit
-  int padded;              // outputs, in whole blocks
-  const float *threshold;  // [inputs]
-  const float *leak;       // [inputs], or null: no memory
-  float unit;
+  const int *panels_of;  // [parts + 1] where the panels of each part begin
+  int padded;            // outputs, in whole blocks
   bool is_signed;
-  int64_t membrane;  // where the state keeps it, or -1
-  int8_t *events;    // [kTokens][stride], the neuron's output
+  int8_t *events;  // [kTokens][stride], the neuron's output
   int stride;
   int index;  // among all sites, in the order they run
 };
 
-// Sizes of the events: the largest, and the smallest that is sent.
-struct Range {
-  float levels, smallest;
-};
-
-struct Norm {
-  const float *gain, *bias;
-};
-
-// A time mix (sites key, value, receptance, output) or a channel mix (key, receptance, value).
-struct Mix {
+// A time mix (sites key, value, receptance, output) or a channel mix (key, receptance, value; no mix_v, decay, first).
+// `Parts` says what an engine is made of: its Value, Site, Norm and Mixing (a token shift's weights).
+template <class Parts>
+struct MixOf {
   bool is_time;
-  Norm norm;
-  int64_t shift, wkv;                                  // where the state keeps them
-  const float *mix_k, *mix_v, *mix_r, *decay, *first;  // [C]; in a channel mix no mix_v, decay, first
-  Site *key, *value, *receptance, *output;
+  typename Parts::Norm norm;
+  int64_t shift, wkv;  // where the state keeps them
+  typename Parts::Mixing mix_k, mix_v, mix_r;
+  const typename Parts::Value *decay, *first;  // [C]
+  typename Parts::Site *key, *value, *receptance, *output;
 };
 
-struct Model {
-  int layers, channels, vocab, outputs, stride;  // outputs: rows of the head; stride: C rounded up to a row of floats
+template <class Parts>
+struct ModelOf : Parts {
+  using Value = typename Parts::Value;
+  using Mix = MixOf<Parts>;
+
+  int layers, channels, vocab, outputs, stride;  // outputs: rows of the head; stride: C rounded up to a row of values
   int hidden_stride, threads;
-  Range range;
-  bool hard, spike_embedding;
-  const int8_t *embedding;       // [V][C]
-  const float *embedding_scale;  // [V]
-  Norm ln0, ln_out;
+  int levels, smallest;  // of the events sent
+  bool spike_embedding;
+  const int8_t *embedding;  // [V][C]
+  typename Parts::Norm ln0, ln_out;
   const Mix *mixes;  // [2 * layers]
-  Site *head;
+  typename Parts::Site *head;
   // Of the tokens in the making, [kTokens][stride]; hidden [kTokens][hidden_stride].
-  float *x, *normed, *k, *v, *r, *hidden;
+  Value *x, *normed, *k, *v, *r, *hidden;
+};
+
+// A run of channels, or of other values of a row.
+struct Channels {
+  int begin, end;
 };
 
 // One product's non-zero events for one token, as one thread sees it; padded with zero events to whole steps.
@@ -89,22 +87,25 @@ struct Events {
   int *sum;    // [groups] of values
 };
 
-struct alignas(128) Worker {
+template <class Value>
+struct alignas(128) WorkerOf {
   int index;
-  float *scratch;  // [max(stride, kPanelOutputs)] for one token
+  Value *scratch;  // [max(stride, kPanelOutputs)] for one token
   Events lists[3][kTokens];
   uint64_t listed[3];  // the section for which a slot of lists was made
 };
 
 // One token of a pass. Tokens of one text follow one another and share its state; other texts may stand beside it.
-struct Row {
+template <class Value>
+struct RowOf {
   int64_t id;
-  float *state;
-  float *logits;  // [V] after this token, or null: not wanted
+  Value *state;
+  Value *logits;  // [V] after this token, or null: not wanted
 };
 
-struct Pass {
-  const Row *rows;
+template <class Value>
+struct PassOf {
+  const RowOf<Value> *rows;
   int tokens;
   bool dense;      // read every weight, as a dense engine would
   Counts *counts;  // [sites], or null: nothing is counted
@@ -117,11 +118,14 @@ struct Share {
 };
 
 // One instruction set's code.
-struct Walk {
+template <class Model>
+struct WalkOf {
+  using Value = typename Model::Value;
+
   const char *name;
   int (*place)(int output);  // output of a block -> position in it (two positions a byte with 4 bits: byte + 64 * high)
   // All sections of a pass, numbered from `first` on; returns the number of the last.
-  uint64_t (*run)(Model &, Worker &, const Pass &, const Share &, uint64_t first);
+  uint64_t (*run)(Model &, WorkerOf<Value> &, const PassOf<Value> &, const Share &, uint64_t first);
 };
 
 }  // namespace spikegpt::engine

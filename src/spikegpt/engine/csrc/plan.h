@@ -26,7 +26,7 @@ struct MixPlan {
 
 struct Settings {
   int channels, vocab;
-  float levels, smallest;
+  int levels, smallest;
   bool hard, spike_embedding;
   int64_t state_size;  // floats of one text's state
   int threads;

@@ -1,6 +1,6 @@
 // Some outputs of a matrix times one token's events: reads the rows of active inputs, and no other weight.
-// Local to the translation unit, one version for each instruction set. `Value`, which that unit says, is what a sum becomes
-// once it is multiplied by its scale: float, or int32_t.
+// Local to the translation unit, one version for each instruction set. `Model` and `Value`, which that unit says: whose sites
+// these are, and what a sum becomes once it is multiplied by its scale, float or int32_t.
 #pragma once
 
 #include <cstring>
@@ -17,7 +17,7 @@ using namespace spikegpt::engine;
 
 // Blocks of a panel, the list of active rows, and where the sums go.
 struct Job {
-  const Site *site;
+  const Model::Site *site;
   const uint8_t *weights;
   int stride, blocks;
   const uint32_t *input;
@@ -26,6 +26,7 @@ struct Job {
   const Value *scale;
   Value *out;
   bool add;     // to what an earlier group of inputs left in `out`
+  bool last;    // group of inputs
   Value *copy;  // where the first `copied` outputs finally belong, or null
   int copied;
 

@@ -1,6 +1,6 @@
 // The products of one thread: events are listed once, then every panel of a part reads their rows, and what the next product
-// will read is fetched meanwhile. Local to the translation unit, which says what a `Value` is and `scale_of(site)`; of a pass
-// only `tokens`, `dense` and `counts` are read.
+// will read is fetched meanwhile. Local to the translation unit, which says what a `Model` and its `Value` are, scale_of(site),
+// and what becomes of the outputs of a site: settle(site, values, count).
 #pragma once
 
 #include "events.h"
@@ -9,13 +9,14 @@ namespace {
 
 using namespace spikegpt::engine;
 
-template <class Pass>
 class Products {
  public:
-  // `scratch` [max(stride of a row, kPanelOutputs)] holds outputs that would pass the end of a row. `pass` is looked at only
-  // while a part is done: between parts it may be another one.
-  Products(Worker &worker, Value *scratch, const Pass &pass, int levels)
-      : worker_(worker), scratch_(scratch), pass_(pass), levels_(levels) {}
+  using Site = Model::Site;
+  using Pass = PassOf<Value>;
+
+  // The worker's scratch holds outputs that would pass the end of a row. `pass` is looked at only while a part is done:
+  // between parts it may be another one.
+  Products(WorkerOf<Value> &worker, const Pass &pass, int levels) : worker_(worker), pass_(pass), levels_(levels) {}
 
   // Lists the events of every token into a slot, once for all parts that this thread does of the section.
   void list(const Site &site, int slot, int part, uint64_t section) {
@@ -68,6 +69,7 @@ class Products {
 
   void carry_out(const Job *next) {
     product(job_, next);
+    if (job_.last) settle(*job_.site, job_.out, job_.blocks * outputs_per_block(job_.site->bits));
     if (job_.copy) std::memcpy(job_.copy, job_.out, sizeof(Value) * job_.copied);
   }
 
@@ -78,16 +80,15 @@ class Products {
     const bool by_scratch = at + blocks * width > stride;
     for (int group = 0; group < site.groups; ++group) {
       const int from = events.begin[group];
-      const bool last = by_scratch && group == site.groups - 1;
+      const bool last = group == site.groups - 1;
       submit({&site, panel.weights + 64 * block, panel.stride, blocks, events.input + from, events.value + from,
               events.begin[group + 1] - from, events.sum[group],
-              scale_of(site) + static_cast<int64_t>(group) * site.padded + at, by_scratch ? scratch_ : out + at,
-              group > 0, last ? out + at : nullptr, site.outputs - at});
+              scale_of(site) + static_cast<int64_t>(group) * site.padded + at, by_scratch ? worker_.scratch : out + at,
+              group > 0, last, by_scratch && last ? out + at : nullptr, site.outputs - at});
     }
   }
 
-  Worker &worker_;
-  Value *scratch_;
+  WorkerOf<Value> &worker_;
   const Pass &pass_;
   const int levels_;
   Job job_{};

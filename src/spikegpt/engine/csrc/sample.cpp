@@ -7,31 +7,21 @@
 #include <stdexcept>
 #include <string>
 
-#include "model.h"
+#include "isa.h"
 
 namespace spikegpt::engine {
 
-namespace baseline {
-extern const SampleLoops sample_loops;
-}
-#if defined(SPIKEGPT_X86)
-namespace avx2 {
-extern const SampleLoops sample_loops;
-}
-namespace avx512vnni {
-extern const SampleLoops sample_loops;
-}
-#endif
+#define SPIKEGPT_DECLARE(isa)             \
+  namespace isa {                         \
+  extern const SampleLoops sample_loops; \
+  }
+#define SPIKEGPT_ADDRESS(isa) &isa::sample_loops,
 
-std::vector<const Walk *> supported();
+SPIKEGPT_EACH_ISA(SPIKEGPT_DECLARE)
 
 const SampleLoops &loops_of(const char *isa) {
-  const std::string name = *isa ? isa : supported().front()->name;
-#if defined(SPIKEGPT_X86)
-  if (name == avx512vnni::sample_loops.name) return avx512vnni::sample_loops;
-  if (name == avx2::sample_loops.name) return avx2::sample_loops;
-#endif
-  return baseline::sample_loops;
+  static const SampleLoops *const loops[] = {SPIKEGPT_EACH_ISA(SPIKEGPT_ADDRESS)};
+  return *best(loops, isa);
 }
 
 namespace {

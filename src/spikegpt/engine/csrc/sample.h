@@ -23,7 +23,7 @@ struct SampleLoops {
   void (*sum_above)(const float *weights, int count, float cutoff, float *sums);
 };
 
-const SampleLoops &loops_of(const char *isa);  // "" for the best that this machine can run
+const SampleLoops &loops_of(const char *isa);  // one that this machine runs; "" for the best
 
 struct Sampling {
   float temperature = 1.0f;

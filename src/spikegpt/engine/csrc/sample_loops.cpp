@@ -1,5 +1,6 @@
 // The sampler's loops over the vocabulary, built once for each instruction set. Sums are added in one fixed order.
 #include "../../ops/csrc/lanes.h"
+#include "isa.h"
 #include "sample.h"
 
 namespace {
@@ -79,11 +80,8 @@ void sum_above(const float *weights, int count, float cutoff, float *sums) {
 namespace spikegpt::engine {
 namespace SPIKEGPT_ISA {
 
-#define SPIKEGPT_QUOTE(name) #name
-#define SPIKEGPT_STRING(name) SPIKEGPT_QUOTE(name)
-
 extern const SampleLoops sample_loops;
-const SampleLoops sample_loops = {SPIKEGPT_STRING(SPIKEGPT_ISA), survey, weigh, sum_above};
+const SampleLoops sample_loops = {SPIKEGPT_ISA_NAME, survey, weigh, sum_above};
 
 }  // namespace SPIKEGPT_ISA
 }  // namespace spikegpt::engine

@@ -4,6 +4,9 @@
 #include <cstring>
 #include <utility>
 
+#include "engine.h"
+#include "fixed/engine.h"
+
 namespace spikegpt::engine {
 namespace {
 
@@ -18,9 +21,12 @@ inline uint8_t nonzero_bytes(const int8_t *bytes) {
 
 }  // namespace
 
-Turns::Turns(Engine &engine) : engine_(engine), loops_(loops_of(engine.isa())), scratch_(engine.outputs()) {}
+template <class Engine>
+Turns<Engine>::Turns(Engine &engine)
+    : engine_(engine), loops_(loops_of(engine.isa())), scratch_(engine.outputs()) {}
 
-std::vector<int64_t> Turns::advance(const std::vector<Sequence *> &sequences, bool dense, bool together,
+template <class Engine>
+std::vector<int64_t> Turns<Engine>::advance(const std::vector<Sequence *> &sequences, bool dense, bool together,
                                     Counts *counts) {
   std::vector<int64_t> chosen(sequences.size(), kNothing);
   std::vector<int> taken;  // tokens of each sequence that stands in the pass
@@ -42,35 +48,37 @@ std::vector<int64_t> Turns::advance(const std::vector<Sequence *> &sequences, bo
 }
 
 // Puts what a sequence reads next into the pass; logits where somebody looks at them.
-void Turns::plan(Sequence &sequence) {
+template <class Engine>
+void Turns<Engine>::plan(Sequence &sequence) {
   const int count = std::min(sequence.waiting(), kTokens);
   for (int i = 0; i < count; ++i) {
     const std::size_t at = sequence.at + i;
     const bool last = at + 1 == sequence.unread.size();
     const bool wanted = last ? sequence.chooses : sequence.echo;
-    rows_[tokens_] = {sequence.unread[at], sequence.state, wanted ? engine_.logits_row(tokens_) : nullptr};
+    rows_[tokens_] = {sequence.unread[at], sequence.state.template get<typename Engine::Value>(), wanted ? engine_.logits_row(tokens_) : nullptr};
     ++tokens_;
   }
 }
 
-void Turns::run(bool dense, Counts *counts) {
+template <class Engine>
+void Turns<Engine>::run(bool dense, Counts *counts) {
   if (tokens_) engine_.pass(rows_, tokens_, dense, counts);
   tokens_ = 0;
 }
 
-int64_t Turns::take(Sequence &sequence, int first, int count) {
+template <class Engine>
+int64_t Turns<Engine>::take(Sequence &sequence, int first, int count) {
   int64_t chosen = kNothing;
   for (int token = first; token < first + count; ++token) {
     if (sequence.spikes != Spikes::kNone) record_spikes(sequence, token);
     sequence.sampler->read(sequence.unread[sequence.at]);
     const bool last = ++sequence.at == sequence.unread.size();
-    const float *logits = engine_.logits_row(token);
     Score score;
     if (last && sequence.chooses) {
-      chosen = sequence.sampler->choose(logits, scratch_, loops_, sequence.logprobs, &score);
+      chosen = sequence.sampler->choose(engine_.scores(token), scratch_, loops_, sequence.logprobs, &score);
     } else if (sequence.echo && !last) {
       const int64_t next = sequence.unread[sequence.at];
-      if (!score_token(logits, engine_.outputs(), next, sequence.logprobs, scratch_, loops_, score))
+      if (!score_token(engine_.scores(token), engine_.outputs(), next, sequence.logprobs, scratch_, loops_, score))
         return Sampler::kNotFinite;
     } else {
       continue;
@@ -84,10 +92,11 @@ int64_t Turns::take(Sequence &sequence, int first, int count) {
   return chosen;
 }
 
-void Turns::record_spikes(Sequence &sequence, int token) const {
+template <class Engine>
+void Turns<Engine>::record_spikes(Sequence &sequence, int token) const {
   std::vector<uint8_t> &to = sequence.fired;
   for (std::size_t i = 0; i < engine_.sites(); ++i) {
-    const Site &site = engine_.site(i);
+    const auto &site = engine_.site(i);
     const int8_t *events = site.events + static_cast<int64_t>(token) * site.stride;  // zeros up to the stride
     if (sequence.spikes == Spikes::kSizes)
       to.insert(to.end(), events, events + site.inputs);
@@ -96,11 +105,15 @@ void Turns::record_spikes(Sequence &sequence, int token) const {
   }
 }
 
-int64_t Turns::spike_bytes(Spikes spikes) const {
+template <class Engine>
+int64_t Turns<Engine>::spike_bytes(Spikes spikes) const {
   int64_t bytes = 0;
   for (std::size_t i = 0; i < engine_.sites(); ++i)
     bytes += spikes == Spikes::kSizes ? engine_.site(i).inputs : (engine_.site(i).inputs + 7) / 8;
   return bytes;
 }
+
+template class Turns<Engine>;
+template class Turns<fixed::Engine>;
 
 }  // namespace spikegpt::engine

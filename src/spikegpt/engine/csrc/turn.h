@@ -4,18 +4,45 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
-#include "engine.h"
+#include "model.h"
 #include "sample.h"
 
 namespace spikegpt::engine {
 
 enum class Spikes { kNone, kMask, kSizes };
 
+// The state of a text on one of the engines.
+class StateRow {
+ public:
+  StateRow() = default;
+  StateRow(float *values) : floats_(values) {}
+  StateRow(int32_t *values) : integers_(values) {}
+
+  template <class Value>
+  bool is() const {
+    return get<Value>() != nullptr;
+  }
+
+  // Null where the state is of the other type.
+  template <class Value>
+  Value *get() const {
+    if constexpr (std::is_same_v<Value, float>)
+      return floats_;
+    else
+      return integers_;
+  }
+
+ private:
+  float *floats_ = nullptr;
+  int32_t *integers_ = nullptr;
+};
+
 // One text in the making.
 struct Sequence {
-  float *state = nullptr;
+  StateRow state;
   std::shared_ptr<void> owner;  // keeps the state
   int64_t state_size = 0;
   std::vector<int64_t> unread;  // from `at` on; the logits after the last choose the next token, which is appended
@@ -32,13 +59,15 @@ struct Sequence {
   int waiting() const { return static_cast<int>(unread.size() - at); }
 };
 
+constexpr int64_t kNothing = -1;
+
+// For Engine and fixed::Engine, which score a token as float32.
+template <class Engine>
 class Turns {
  public:
-  static constexpr int64_t kNothing = -1;
+  explicit Turns(Engine &engine);
 
-  Turns(Engine &engine);
-
-  // What each sequence chose: a token, kNothing (it has more to read, or only reads), or Sampler::kNotFinite. `together`:
+  // What each sequence, of states of this engine, chose: a token, kNothing (it has more to read, or only reads), or Sampler::kNotFinite. `together`:
   // as many in one pass as fit, which share each weight while it is in the cache.
   std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, bool together, Counts *counts);
 
@@ -54,7 +83,7 @@ class Turns {
   Engine &engine_;
   const SampleLoops &loops_;
   Scratch scratch_;
-  Row rows_[kTokens];
+  typename Engine::Row rows_[kTokens];
   int tokens_ = 0;
 };
 

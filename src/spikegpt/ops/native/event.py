@@ -38,12 +38,16 @@ def event(
 ) -> Pair:
     """See `ops.event`; `membrane` is given."""
     x, threshold, unit, half = readable(x), threshold.float(), unit.float(), dtype == torch.bfloat16
+    settings = levels, smallest, signed, hard, window, half
     if leak is None:
-        point = _point_event if is_direct(x, threshold, unit) else _point_event_op
-        return point(x, threshold, unit, levels, smallest, signed, window, half).to(dtype), membrane
+        if is_direct(x, threshold, unit):
+            events = _at_once(x, threshold, unit, levels, smallest, signed, window, half)
+        else:
+            events, _, _ = _event_op(x, threshold, unit, None, None, *settings)
+        return events.to(dtype), membrane
     leak, membrane = leak.float(), membrane.float()
     run = _event if is_direct(x, threshold, unit, leak, membrane) else _event_op
-    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, smallest, signed, hard, window, half)
+    events, membrane, _ = run(x, threshold, unit, leak, membrane, *settings)
     return events.to(dtype), membrane
 
 
@@ -59,12 +63,15 @@ def tally(events: Tensor, levels: int) -> Tensor:
     return counts.sum(0)
 
 
+# One operator: without `leak` there is no membrane either, and what would be of it is empty.
+
+
 def _event_empty(
     x: Tensor,
     threshold: Tensor,
     unit: Tensor,
-    leak: Tensor,
-    membrane: Tensor,
+    leak: Tensor | None,
+    membrane: Tensor | None,
     levels: int,
     smallest: int,
     signed: bool,
@@ -72,15 +79,15 @@ def _event_empty(
     window: float,
     half: bool = False,
 ) -> Triple:
-    return scan_outputs(x, half=half)
+    return scan_outputs(x, half=half) if leak is not None else (empty(x, half), x.new_empty(0), x.new_empty(0))
 
 
 def _event(
     x: Tensor,
     threshold: Tensor,
     unit: Tensor,
-    leak: Tensor,
-    membrane: Tensor,
+    leak: Tensor | None,
+    membrane: Tensor | None,
     levels: int,
     smallest: int,
     signed: bool,
@@ -88,6 +95,9 @@ def _event(
     window: float,
     half: bool = False,
 ) -> Triple:
+    if leak is None or membrane is None:
+        events = _at_once(x, threshold, unit, levels, smallest, signed, window, half)
+        return events, x.new_empty(0), x.new_empty(0)
     threshold, unit, x, leak, membrane = packed(threshold, unit, x, leak, membrane)
     events, after, checkpoints = scan_outputs(x, half=half)
     _native.event_forward(
@@ -97,12 +107,24 @@ def _event(
     return events, after, checkpoints
 
 
+def _at_once(
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, smallest: int, signed: bool, window: float, half: bool
+) -> Tensor:
+    """The events of neurons that remember nothing."""
+    threshold, unit, x = packed(threshold, unit, x)
+    events = empty(x, half)
+    threads, batch, time, channels = threads_and_shape(x)
+    settings = levels, smallest, window, signed
+    _native.point_event_forward(threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, events))
+    return events
+
+
 def _event_backward_empty(
     x: Tensor,
     threshold: Tensor,
     unit: Tensor,
-    leak: Tensor,
-    membrane: Tensor,
+    leak: Tensor | None,
+    membrane: Tensor | None,
     checkpoints: Tensor,
     grad_events: Tensor,
     grad_out: Tensor,
@@ -112,15 +134,16 @@ def _event_backward_empty(
     hard: bool,
     window: float,
 ) -> Triple:
-    return torch.empty_like(x), torch.empty_like(leak), torch.empty_like(membrane)
+    of_leak = x.new_empty(0) if leak is None else torch.empty_like(leak)
+    return torch.empty_like(x), of_leak, x.new_empty(0) if membrane is None else torch.empty_like(membrane)
 
 
 def _event_backward(
     x: Tensor,
     threshold: Tensor,
     unit: Tensor,
-    leak: Tensor,
-    membrane: Tensor,
+    leak: Tensor | None,
+    membrane: Tensor | None,
     checkpoints: Tensor,
     grad_events: Tensor,
     grad_out: Tensor,
@@ -130,9 +153,17 @@ def _event_backward(
     hard: bool,
     window: float,
 ) -> Triple:
-    threshold, unit, x, leak, membrane = packed(threshold, unit, x, leak, membrane)
-    checkpoints, grad_events, grad_out = packed(checkpoints, grad_events, grad_out)
-    grad_x, grad_leak, grad_in = torch.empty_like(x), torch.empty_like(membrane), torch.empty_like(membrane)
+    threshold, unit, x, grad_events = packed(threshold, unit, x, grad_events)
+    grad_x = torch.empty_like(x)
+    if leak is None or membrane is None:
+        threads, batch, time, channels = threads_and_shape(x)
+        settings = levels, smallest, window, signed
+        _native.point_event_backward(
+            threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, grad_events, grad_x)
+        )
+        return grad_x, x.new_empty(0), x.new_empty(0)
+    leak, membrane, checkpoints, grad_out = packed(leak, membrane, checkpoints, grad_out)
+    grad_leak, grad_in = torch.empty_like(membrane), torch.empty_like(membrane)
     _native.event_backward(
         *threads_and_shape(x), levels, smallest, window, signed, hard, *at(threshold, unit), *typed(x),
         *at(leak, membrane, checkpoints), *typed(grad_events), *at(grad_out), *typed(grad_x), *at(grad_leak, grad_in),
@@ -148,88 +179,11 @@ def _save_event(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
 
 def _event_gradients(ctx: Any, grad_events: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     grad_x, grad_leak, grad_in = _event_backward_op(*ctx.saved_tensors, grad_events, grad_out, *ctx.settings)
-    return grad_x, None, None, grad_leak, grad_in, None, None, None, None, None, None
+    remembers = ctx.saved_tensors[3] is not None
+    of_memory = (grad_leak, grad_in) if remembers else (None, None)
+    return grad_x, None, None, *of_memory, None, None, None, None, None, None
 
 
 _event_op = register("event", _event, _event_empty)
 _event_backward_op = register("event_backward", _event_backward, _event_backward_empty)
 _event_op.register_autograd(_event_gradients, setup_context=_save_event)
-
-
-def _point_event_empty(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    window: float,
-    half: bool = False,
-) -> Tensor:
-    return empty(x, half)
-
-
-def _point_event(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    window: float,
-    half: bool = False,
-) -> Tensor:
-    threshold, unit, x = packed(threshold, unit, x)
-    events = empty(x, half)
-    threads, batch, time, channels = threads_and_shape(x)
-    settings = levels, smallest, window, signed
-    _native.point_event_forward(threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, events))
-    return events
-
-
-def _point_event_backward_empty(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    grad_events: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    window: float,
-) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _point_event_backward(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    grad_events: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    window: float,
-) -> Tensor:
-    threshold, unit, x, grad_events = packed(threshold, unit, x, grad_events)
-    grad_x = torch.empty_like(x)
-    threads, batch, time, channels = threads_and_shape(x)
-    settings = levels, smallest, window, signed
-    _native.point_event_backward(
-        threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, grad_events, grad_x)
-    )
-    return grad_x
-
-
-def _save_point_event(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, threshold, unit, *ctx.settings, _ = inputs
-    ctx.save_for_backward(x, threshold, unit)
-
-
-def _point_event_gradients(ctx: Any, grad_events: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x = _point_event_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings)
-    return grad_x, None, None, None, None, None, None, None
-
-
-_point_event_op = register("point_event", _point_event, _point_event_empty)
-_point_event_backward_op = register("point_event_backward", _point_event_backward, _point_event_backward_empty)
-_point_event_op.register_autograd(_point_event_gradients, setup_context=_save_point_event)

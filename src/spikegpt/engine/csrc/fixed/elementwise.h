@@ -8,6 +8,11 @@ namespace {
 
 using namespace spikegpt::engine;
 using fixed::Arithmetic;
+using fixed::Model;
+using Value = int32_t;
+
+// What a product's sum is multiplied by.
+inline const int32_t *scale_of(const fixed::Site &site) { return site.multiplier; }
 
 // Tables are never where a loop writes; compilers cannot know.
 #if defined(__clang__)
@@ -61,20 +66,22 @@ inline int32_t gained(int32_t normalised, const fixed::Norm &norm, int c, int32_
   return cut(rounded(cut(normalised, top) * norm.gain[c], norm.shift) + norm.bias[c], top);
 }
 
-inline void normalise(const Arithmetic &a, const int32_t *__restrict x, Moments of, fixed::Norm norm, int begin,
-                      int end, int32_t *__restrict out) {
+inline void normalise(const Model &model, const int32_t *__restrict x, fixed::Norm norm, Channels own,
+                      int32_t *__restrict out) {
+  const Arithmetic &a = model.arithmetic;
   const int32_t top = a.norm_top, residual_top = a.residual_top;
-  for (int c = begin; c < end; ++c)
+  const Moments of = moments(a, x, model.channels);
+  for (int c = own.begin; c < own.end; ++c)
     out[c] = gained(rounded(cut(x[c] - of.mean, residual_top) * of.inverse, of.shift), norm, c, top);
 }
 
 // The embedding of a token through the first norm, whose moments are constants of the token.
-inline void embed(const fixed::Model &model, int64_t id, int begin, int end, int32_t *__restrict out) {
+inline void embed(const Model &model, int64_t id, Channels own, int32_t *, int32_t *__restrict out) {
   const Arithmetic &a = model.arithmetic;
   const int8_t *__restrict row = model.embedding + id * model.channels;
   const int32_t mean = model.embedding_mean[id], inverse = model.embedding_multiplier[id], by = a.embedding_shift;
   const bool spikes = model.spike_embedding;
-  for (int c = begin; c < end; ++c) {
+  for (int c = own.begin; c < own.end; ++c) {
     const int32_t value = spikes ? row[c] >= 0 : row[c];
     const int32_t distance = scaled_up(value, a.embedding_fraction) - mean;
     const int32_t y = gained(rounded(distance * inverse, by), model.ln0, c, a.norm_top);
@@ -83,26 +90,26 @@ inline void embed(const fixed::Model &model, int64_t id, int begin, int end, int
 }
 
 inline void mix_tokens(const Arithmetic &a, const int32_t *__restrict last, const int32_t *__restrict now,
-                       fixed::Mixing mixing, int begin, int end, int32_t *__restrict out) {
+                       fixed::Mixing mixing, Channels own, int32_t *__restrict out) {
   const int32_t *__restrict multiplier = mixing.multiplier;
   const int32_t shift = mixing.shift, top = a.norm_top;
-  for (int c = begin; c < end; ++c) out[c] = cut(last[c] + rounded((now[c] - last[c]) * multiplier[c], shift), top);
+  for (int c = own.begin; c < own.end; ++c) out[c] = cut(last[c] + rounded((now[c] - last[c]) * multiplier[c], shift), top);
 }
 
-// Sums of products to the format of the site's outputs, in place.
-inline void bring(const fixed::Site &site, int begin, int end, int32_t *__restrict x) {
+// Sums of products to the format of the site's outputs.
+inline void settle(const fixed::Site &site, int32_t *__restrict x, int count) {
   const int32_t shift = site.shift, top = site.top;
-  for (int c = begin; c < end; ++c) x[c] = cut(rounded(x[c], shift), top);
+  for (int c = 0; c < count; ++c) x[c] = cut(rounded(x[c], shift), top);
 }
 
 enum class Reads { kSigned, kPositive, kSquare };
 
 template <Reads reads>
-inline void fire_all(const fixed::Site &site, const int32_t *__restrict x, int begin, int end, int32_t levels,
+inline void fire_all(const fixed::Site &site, const int32_t *__restrict x, Channels own, int32_t levels,
                      int32_t smallest, int8_t *__restrict events) {
   const int32_t multiplier = site.event_multiplier, offset = site.event_offset, shift = site.event_shift;
   const int32_t square = site.square, most = (1 << 19) - 1;
-  for (int c = begin; c < end; ++c) {
+  for (int c = own.begin; c < own.end; ++c) {
     int32_t size = reads == Reads::kSigned && x[c] < 0 ? -x[c] : x[c];
     if (reads != Reads::kSigned) size = size > 0 ? size : 0;
     if (reads == Reads::kSquare) {
@@ -117,14 +124,27 @@ inline void fire_all(const fixed::Site &site, const int32_t *__restrict x, int b
 }
 
 // The neuron in front of `site`, for token `t`.
-inline void fire(const fixed::Model &model, const fixed::Site &site, const int32_t *x, int begin, int end, int t) {
+inline void fire(const Model &model, const fixed::Site &site, const int32_t *x, Channels own, int32_t *, int t) {
   int8_t *events = site.events + static_cast<int64_t>(t) * site.stride;
   if (site.square >= 0)
-    fire_all<Reads::kSquare>(site, x, begin, end, model.levels, model.smallest, events);
+    fire_all<Reads::kSquare>(site, x, own, model.levels, model.smallest, events);
   else if (site.is_signed)
-    fire_all<Reads::kSigned>(site, x, begin, end, model.levels, model.smallest, events);
+    fire_all<Reads::kSigned>(site, x, own, model.levels, model.smallest, events);
   else
-    fire_all<Reads::kPositive>(site, x, begin, end, model.levels, model.smallest, events);
+    fire_all<Reads::kPositive>(site, x, own, model.levels, model.smallest, events);
+}
+
+// The same of what the token shift makes of two tokens.
+inline void fire_mixed(const Model &model, const fixed::Site &site, fixed::Mixing mixing, const int32_t *last,
+                       const int32_t *now, Channels own, int32_t *scratch, int32_t *state, int t) {
+  mix_tokens(model.arithmetic, last, now, mixing, own, scratch);
+  fire(model, site, scratch, own, state, t);
+}
+
+// The same of relu(x)^2.
+inline void fire_hidden(const Model &model, const fixed::Site &site, const int32_t *x, Channels own, int32_t *state,
+                        int t) {
+  fire(model, site, x, own, state, t);
 }
 
 inline int32_t sigmoid(const Arithmetic &a, int32_t x) {
@@ -161,16 +181,16 @@ inline int32_t divide(const Arithmetic &of, int32_t a, int32_t b) {
 }
 
 // One token of the WKV average behind its gate; one of two weights is always 1.
-inline void wkv(const Arithmetic &of, const fixed::Mix &mix, const int32_t *__restrict k, const int32_t *__restrict v,
-                const int32_t *__restrict r, int begin, int end, int channels, int32_t *__restrict state,
-                int32_t *__restrict out) {
-  const Arithmetic a = of;
+inline void wkv(const Model &model, const Model::Mix &mix, const int32_t *__restrict k, const int32_t *__restrict v,
+                const int32_t *__restrict r, Channels own, int32_t *__restrict state, int32_t *__restrict out) {
+  const Arithmetic a = model.arithmetic;
+  const int channels = model.channels;
   int32_t *__restrict numerator = state, *__restrict denominator = state + channels;
   int32_t *__restrict exponent = state + 2 * static_cast<int64_t>(channels);
   const int32_t *__restrict decay = mix.decay, *__restrict first = mix.first;
   const int32_t least = a.one >> 1, most = (1 << 24) - 1;
   SPIKEGPT_NO_ALIAS
-  for (int c = begin; c < end; ++c) {
+  for (int c = own.begin; c < own.end; ++c) {
     const int32_t value = scaled_up(v[c], a.value_shift),
                   ahead = exponent[c] - (scaled_up(k[c], a.key_shift) + first[c]);
     const int32_t weight = power(a, ahead < 0 ? -ahead : ahead);
@@ -183,7 +203,7 @@ inline void wkv(const Arithmetic &of, const fixed::Mix &mix, const int32_t *__re
     out[c] = rounded(y * sigmoid(a, r[c]), a.table_bits);
   }
   SPIKEGPT_NO_ALIAS
-  for (int c = begin; c < end; ++c) {
+  for (int c = own.begin; c < own.end; ++c) {
     const int32_t value = scaled_up(v[c], a.value_shift), key = scaled_up(k[c], a.key_shift),
                   sunk = exponent[c] + decay[c];
     const int32_t faded = sunk > -a.exponent_top ? sunk : -a.exponent_top, ahead = faded - key;
@@ -199,15 +219,18 @@ inline void wkv(const Arithmetic &of, const fixed::Mix &mix, const int32_t *__re
 }
 
 // x += y behind the gate sigmoid(r).
-inline void add_gated(const Arithmetic &of, const int32_t *__restrict y, const int32_t *__restrict r, int begin,
-                      int end, int32_t *__restrict x) {
-  const Arithmetic a = of;
+inline void add_gated(const Model &model, const int32_t *__restrict y, const int32_t *__restrict r, Channels own,
+                      int32_t *__restrict x) {
+  const Arithmetic a = model.arithmetic;
   SPIKEGPT_NO_ALIAS
-  for (int c = begin; c < end; ++c) x[c] = cut(x[c] + rounded(y[c] * sigmoid(a, r[c]), a.table_bits), a.residual_top);
+  for (int c = own.begin; c < own.end; ++c)
+    x[c] = cut(x[c] + rounded(y[c] * sigmoid(a, r[c]), a.table_bits), a.residual_top);
 }
 
-inline void add(const int32_t *__restrict y, int begin, int end, int32_t top, int32_t *__restrict x) {
-  for (int c = begin; c < end; ++c) x[c] = cut(x[c] + y[c], top);
+// x += y.
+inline void add(const Model &model, const int32_t *__restrict y, Channels own, int32_t *__restrict x) {
+  const int32_t top = model.arithmetic.residual_top;
+  for (int c = own.begin; c < own.end; ++c) x[c] = cut(x[c] + y[c], top);
 }
 
 }  // namespace

@@ -1,12 +1,10 @@
-// The integers-only model as plain data, shared by translation units built for different instruction sets: no inline functions.
-// What is computed is specified by engine/fixed/reference.py. C channels, V vocabulary, T tokens of one pass.
+// The integers-only model as plain data. What is computed is specified by engine/fixed/reference.py.
 #pragma once
 
 #include "../model.h"
 
 namespace spikegpt::engine::fixed {
 
-// A matrix and the neuron in front of it; `scale`, `threshold`, `leak` and `unit` of the base are not used.
 struct Site : engine::Site {
   const int32_t *multiplier;  // [group][padded]
   int32_t shift, top;         // of its outputs: by how much their sums are shifted, and the largest
@@ -24,14 +22,11 @@ struct Mixing {
   int32_t shift;
 };
 
-// A time mix (sites key, value, receptance, output) or a channel mix (key, receptance, value).
-struct Mix {
-  bool is_time;
-  Norm norm;
-  int64_t shift, wkv;  // where the state keeps them
-  Mixing mix_k, mix_v, mix_r;
-  const int32_t *decay, *first;  // [C], null in a channel mix
-  Site *key, *value, *receptance, *output;
+struct Parts {
+  using Value = int32_t;
+  using Site = fixed::Site;
+  using Norm = fixed::Norm;
+  using Mixing = fixed::Mixing;
 };
 
 // Tables, and what the formats come to.
@@ -47,36 +42,11 @@ struct Arithmetic {
   int32_t embedding_fraction, embedding_shift, residual_shift;  // from embedding to norm, from norm to residual
 };
 
-struct Model {
-  int layers, channels, vocab, stride;
-  int hidden_stride, threads;
-  int levels, smallest;  // of the events sent
-  bool is_signed, spike_embedding;
-  const int8_t *embedding;                               // [V][C]
+struct Model : ModelOf<Parts> {
   const int32_t *embedding_mean, *embedding_multiplier;  // [V]
-  Norm ln0, ln_out;
-  const Mix *mixes;  // [2 * layers]
-  Site *head;
   Arithmetic arithmetic;
-  // Of the tokens in the making, [kTokens][stride]; hidden [kTokens][hidden_stride].
-  int32_t *x, *normed, *k, *v, *r, *hidden;
 };
 
-struct Pass {
-  const int64_t *ids;
-  int tokens;
-  int32_t *state;
-  int32_t *logits;  // [tokens from `first_logits`][V]
-  int first_logits;
-  bool dense;      // read every weight, as a dense engine would
-  Counts *counts;  // [sites], or null: nothing is counted
-};
-
-// One instruction set's code; as `engine::Walk`.
-struct Walk {
-  const char *name;
-  int (*place)(int output);
-  uint64_t (*run)(Model &, Worker &, const Pass &, const Share &, uint64_t first);
-};
+using Walk = WalkOf<Model>;
 
 }  // namespace spikegpt::engine::fixed

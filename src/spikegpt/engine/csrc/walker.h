@@ -1,0 +1,169 @@
+// One pass of one thread through the model: up to kTokens tokens, from their ids to the logits. Local to the translation
+// unit, which says before what a `Model` and its `Value` are, what products.h wants to know, and what is done over a run of
+// channels between the products: embed, normalise, fire_mixed, fire, wkv, fire_hidden, add, add_gated (elementwise.h).
+// A part is a range of channels, in whole blocks: their norms, neurons, products and averages are done together, so that
+// threads need only wait for each other where all events, or all of the residual, are read.
+#pragma once
+
+#include "isa.h"
+#include "products.h"
+
+namespace {
+
+// A thread that is late goes through the sections without computing a part, perhaps after the next pass has begun: `pass_` is
+// read only inside of `section`.
+class Walker {
+ public:
+  using Site = Model::Site;
+  using Mix = Model::Mix;
+  using Worker = WorkerOf<Value>;
+  using Pass = PassOf<Value>;
+
+  Walker(Model &model, Worker &worker, const Pass &pass, const Share &share, uint64_t first)
+      : model_(model),
+        worker_(worker),
+        pass_(pass),
+        share_(share),
+        section_(first - 1),
+        products_(worker, pass, model.levels) {}
+
+  uint64_t run() {
+    section([this](int part) {
+      for (int t = 0; t < pass_.tokens; ++t)
+        embed(model_, pass_.rows[t].id, channels_of(part), worker_.scratch, row(model_.x, t));
+    });
+    for (int i = 0; i < 2 * model_.layers; ++i) {
+      const Mix &mix = model_.mixes[i];
+      if (mix.is_time)
+        time_mix(mix);
+      else
+        channel_mix(mix);
+    }
+    section([this](int part) { listen_head(part); });
+    section([this](int part) { head(part); });
+    return section_;
+  }
+
+ private:
+  template <class Work>
+  void section(const Work &work) {
+    ++section_;
+    for (int part = -1; (part = share_.next(share_.team, section_, part, worker_.index)) >= 0;) work(part);
+  }
+
+  // The channels of a part are the outputs of its panels.
+  Channels outputs_of(const Site &site, int part) const {
+    const auto begin = [&](int of) {
+      const int panel = site.panels_of[of];
+      const int output = panel < site.panels_of[model_.threads] ? site.panels[panel].begin : site.outputs;
+      return output < site.outputs ? output : site.outputs;
+    };
+    return {begin(part), begin(part + 1)};
+  }
+
+  Channels channels_of(int part) const { return outputs_of(*model_.mixes->receptance, part); }
+  Value *row(Value *of, int t) const { return of + static_cast<int64_t>(t) * model_.stride; }
+  Value *state(int t) const { return pass_.rows[t].state; }
+  Value *hidden(int t) const { return model_.hidden + static_cast<int64_t>(t) * model_.hidden_stride; }
+
+  // normed = norm(x), and the events of the neurons in front of the given sites, which read it mixed with the token before.
+  void listen(const Mix &mix, const Site *const *sites, const Model::Mixing *mixings, int count, int part) {
+    const Channels own = channels_of(part);
+    if (own.begin == own.end) return;
+    const Value *last = nullptr;
+    for (int t = 0; t < pass_.tokens; ++t) {
+      Value *shift = state(t) + mix.shift;
+      if (t == 0 || state(t - 1) != state(t)) last = shift;
+      Value *normed = row(model_.normed, t);
+      normalise(model_, row(model_.x, t), mix.norm, own, normed);
+      for (int i = 0; i < count; ++i)
+        fire_mixed(model_, *sites[i], mixings[i], last, normed, own, worker_.scratch, state(t), t);
+      last = normed;
+      if (t + 1 == pass_.tokens || state(t + 1) != state(t))
+        std::memcpy(shift + own.begin, last + own.begin, sizeof(Value) * (own.end - own.begin));
+    }
+  }
+
+  // A part of a product of every token.
+  void multiply(const Site &site, int slot, int part, Value *out, int stride) {
+    products_.list(site, slot, part, section_);
+    products_.multiply(site, slot, part, out, stride);
+  }
+
+  void time_mix(const Mix &mix) {
+    const Site *const sites[] = {mix.key, mix.value, mix.receptance};
+    const Model::Mixing mixings[] = {mix.mix_k, mix.mix_v, mix.mix_r};
+    Value *const outs[] = {model_.k, model_.v, model_.r};
+    section([&](int part) { listen(mix, sites, mixings, 3, part); });
+    section([&](int part) {
+      for (int i = 0; i < 3; ++i) multiply(*sites[i], i, part, outs[i], model_.stride);
+      products_.flush();
+      const Channels own = channels_of(part);
+      for (int t = 0; t < pass_.tokens; ++t) {
+        wkv(model_, mix, row(model_.k, t), row(model_.v, t), row(model_.r, t), own, state(t) + mix.wkv,
+            worker_.scratch);
+        fire(model_, *mix.output, worker_.scratch, own, state(t), t);
+      }
+    });
+    section([&](int part) {
+      multiply(*mix.output, 0, part, model_.k, model_.stride);
+      products_.flush();
+      for (int t = 0; t < pass_.tokens; ++t) add(model_, row(model_.k, t), channels_of(part), row(model_.x, t));
+    });
+  }
+
+  void channel_mix(const Mix &mix) {
+    const Site *const sites[] = {mix.key, mix.receptance};
+    const Model::Mixing mixings[] = {mix.mix_k, mix.mix_r};
+    section([&](int part) { listen(mix, sites, mixings, 2, part); });
+    section([&](int part) {
+      multiply(*mix.key, 0, part, model_.hidden, model_.hidden_stride);
+      multiply(*mix.receptance, 1, part, model_.r, model_.stride);
+      products_.flush();
+      const Channels own = outputs_of(*mix.key, part);
+      for (int t = 0; t < pass_.tokens; ++t) fire_hidden(model_, *mix.value, hidden(t), own, state(t), t);
+    });
+    section([&](int part) {
+      multiply(*mix.value, 0, part, model_.k, model_.stride);
+      products_.flush();
+      for (int t = 0; t < pass_.tokens; ++t)
+        add_gated(model_, row(model_.k, t), row(model_.r, t), channels_of(part), row(model_.x, t));
+    });
+  }
+
+  void listen_head(int part) {
+    const Channels own = channels_of(part);
+    for (int t = 0; t < pass_.tokens; ++t) {
+      normalise(model_, row(model_.x, t), model_.ln_out, own, worker_.scratch);
+      fire(model_, *model_.head, worker_.scratch, own, state(t), t);
+    }
+  }
+
+  void head(int part) {
+    products_.list(*model_.head, 0, part, section_);
+    int wanted = 0;
+    for (int t = 0; t < pass_.tokens; ++t) wanted += pass_.rows[t].logits != nullptr;
+    products_.multiply_into(*model_.head, 0, part, model_.outputs, wanted, [&](int t) { return pass_.rows[t].logits; });
+    products_.flush();
+  }
+
+  Model &model_;
+  Worker &worker_;
+  const Pass &pass_;
+  const Share &share_;
+  uint64_t section_;
+  Products products_;
+};
+
+uint64_t run(Model &model, Walker::Worker &worker, const Walker::Pass &pass, const Share &share, uint64_t first) {
+  return Walker(model, worker, pass, share, first).run();
+}
+
+}  // namespace
+
+// Defines the constant by which the engine finds this unit's code.
+#define SPIKEGPT_DEFINE_WALK(of)                    \
+  namespace of::SPIKEGPT_ISA {                      \
+  extern const WalkOf<Model> walk;                  \
+  const WalkOf<Model> walk = {SPIKEGPT_ISA_NAME, place, run}; \
+  }
