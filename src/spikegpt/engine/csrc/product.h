@@ -33,14 +33,23 @@ struct Job {
   const uint8_t *row(int i) const { return weights + static_cast<size_t>(input[i]) * stride; }
 };
 
-// Bytes that are asked for before they are needed.
-constexpr int kAhead = 9216;
-
 // Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
 #if defined(__GNUC__)
 #define SPIKEGPT_INLINE inline __attribute__((always_inline))
 #else
 #define SPIKEGPT_INLINE inline
+#endif
+
+// Bytes that are asked for before they are needed.
+constexpr int kAhead = 16384;
+
+// Rows that are added together: a step.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+constexpr int kRows = 4;
+#elif defined(__AVX2__)
+constexpr int kRows = 8;
+#else
+constexpr int kRows = 4;
 #endif
 
 SPIKEGPT_INLINE void prefetch(const uint8_t *line) {
@@ -53,23 +62,60 @@ SPIKEGPT_INLINE void prefetch(const uint8_t *line) {
 #endif
 }
 
-SPIKEGPT_INLINE void prefetch_rows(const Job &job, int first, int count) {
-  for (int n = first; n < first + count && n < job.count; ++n)
-    for (int block = 0; block < job.blocks; ++block) prefetch(job.row(n) + 64 * block);
-}
+// Asks for the lines of rows some way before they are needed, across the ends of jobs. A line of each row of a step is asked
+// for in turn: memory answers several rows at a time much faster than one row after the other.
+class Ahead {
+ public:
+  // The job after those it knows of, which stays where it is until it is done.
+  void then(const Job *job) {
+    if (job_)
+      next_ = job;
+    else
+      enter(job);
+    while (job_ && lead_ < kLead) fetch();
+  }
 
-// Asks for `rows` rows, some way after row i: of this job, or of the next one if this is nearly done.
-template <int rows>
-SPIKEGPT_INLINE void look_ahead(const Job &job, const Job *next, int i) {
-  const int at = i + kAhead / (64 * job.blocks) / rows * rows + rows;
-  if (at < job.count)
-    prefetch_rows(job, at, rows);
-  else if (next)
-    prefetch_rows(*next, at - job.count, rows);
-}
+  // One line of each row of a step was used.
+  SPIKEGPT_INLINE void used() {
+    --lead_;
+    if (job_) fetch();
+  }
 
-// The first job of a section has nothing before it that could look ahead.
-SPIKEGPT_INLINE void begin(const Job &job) { prefetch_rows(job, 0, kAhead / (64 * job.blocks) + 8); }
+ private:
+  static constexpr int kLead = kAhead / (64 * kRows);  // in lines of each row of a step
+
+  SPIKEGPT_INLINE void fetch() {
+    for (int n = 0; n < kRows; ++n) prefetch(rows_[n] + at_);
+    ++lead_;
+    at_ += 64;
+    if (at_ == end_) next_step();
+  }
+
+  void enter(const Job *job) {
+    job_ = job && job->count ? job : nullptr;
+    next_ = nullptr;
+    first_ = 0;
+    if (job_) look_up();
+  }
+
+  void next_step() {
+    first_ += kRows;
+    if (first_ < job_->count)
+      look_up();
+    else
+      enter(next_);
+  }
+
+  void look_up() {
+    for (int n = 0; n < kRows; ++n) rows_[n] = job_->row(first_ + n);
+    at_ = 0;
+    end_ = 64 * job_->blocks;
+  }
+
+  const Job *job_ = nullptr, *next_ = nullptr;
+  const uint8_t *rows_[kRows];
+  int first_ = 0, at_ = 0, end_ = 0, lead_ = 0;
+};
 
 inline void finish(const Job &job, const int32_t *sums) {
   const int32_t correction = job.sum * job.site->offset;
@@ -83,8 +129,6 @@ inline void finish(const Job &job, const int32_t *sums) {
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-
-constexpr int kRows = 4;
 
 // Bytes of four rows, four by four: quads[j] holds, lane by lane, bytes 4j..4j+3 of each lane of the rows.
 inline void interleave(__m512i a, __m512i b, __m512i c, __m512i d, __m512i *quads) {
@@ -144,64 +188,55 @@ SPIKEGPT_INLINE void finish_vector(const Job &job, __m512i sum, __m512i correcti
 
 // Few outputs: their sums stay in registers.
 template <int blocks, bool four>
-void product_narrow(const Job &job, const Job *next) {
+void product_narrow(const Job &job, Ahead &ahead) {
   constexpr int vectors = four ? 8 : 4;
   __m512i sums[blocks * vectors];
 #pragma GCC unroll 24
   for (int i = 0; i < blocks * vectors; ++i) sums[i] = _mm512_setzero_si512();
   for (int i = 0; i < job.count; i += kRows) {
-    look_ahead<kRows>(job, next, i);
     const __m512i events = broadcast_four(job.value + i);
     const uint8_t *const rows[] = {job.row(i), job.row(i + 1), job.row(i + 2), job.row(i + 3)};
 #pragma GCC unroll 6
-    for (int block = 0; block < blocks; ++block) add_rows<four>(rows, 64 * block, events, sums + block * vectors);
+    for (int block = 0; block < blocks; ++block) {
+      ahead.used();
+      add_rows<four>(rows, 64 * block, events, sums + block * vectors);
+    }
   }
   const __m512i correction = _mm512_set1_epi32(job.sum * job.site->offset);
 #pragma GCC unroll 24
   for (int i = 0; i < blocks * vectors; ++i) finish_vector(job, sums[i], correction, 16 * i);
 }
 
-// Many outputs: their sums are in the L1 cache; 4 or 8 rows are added at a time, while the rows after them are fetched
-// one after the other.
+// Many outputs: their sums are in the L1 cache; 4 or 8 rows are added at a time.
 template <int rows, bool four>
-SPIKEGPT_INLINE void add_wide_rows(const Job &job, const Job *next, int i, __m512i *sums) {
+SPIKEGPT_INLINE void add_wide_rows(const Job &job, Ahead &ahead, int i, __m512i *sums) {
   constexpr int vectors = four ? 8 : 4;
   const uint8_t *now[rows];
   __m512i events[rows / 4];
   for (int n = 0; n < rows; ++n) now[n] = job.row(i + n);
   for (int n = 0; n < rows / 4; ++n) events[n] = broadcast_four(job.value + i + 4 * n);
-  const bool last = i + rows >= job.count;
-  const Job &then = last && next ? *next : job;
-  int soon = last ? (next ? 0 : job.count) : i + rows, line = 0;
-  const int end = soon + rows < then.count ? soon + rows : then.count,
-            lines = (rows * then.blocks + job.blocks - 1) / job.blocks;
-  const uint8_t *fetched = soon < end ? then.row(soon) : nullptr;
   for (int block = 0; block < job.blocks; ++block) {
-    for (int n = 0; n < lines && soon < end; ++n) {
-      prefetch(fetched + 64 * line);
-      if (++line == then.blocks) {
-        line = 0;
-        if (++soon < end) fetched = then.row(soon);
-      }
-    }
     __m512i partial[vectors];
 #pragma GCC unroll 8
     for (int j = 0; j < vectors; ++j) partial[j] = sums[block * vectors + j];
 #pragma GCC unroll 2
-    for (int n = 0; n < rows / 4; ++n) add_rows<four>(now + 4 * n, 64 * block, events[n], partial);
+    for (int n = 0; n < rows / 4; ++n) {
+      ahead.used();
+      add_rows<four>(now + 4 * n, 64 * block, events[n], partial);
+    }
 #pragma GCC unroll 8
     for (int j = 0; j < vectors; ++j) sums[block * vectors + j] = partial[j];
   }
 }
 
 template <bool four>
-void product_wide(const Job &job, const Job *next) {
+void product_wide(const Job &job, Ahead &ahead) {
   __m512i sums[kPanelOutputs / 16];
   const int vectors = job.blocks * (four ? 8 : 4);
   for (int i = 0; i < vectors; ++i) sums[i] = _mm512_setzero_si512();
   int i = 0;
-  for (; i + 8 <= job.count; i += 8) add_wide_rows<8, four>(job, next, i, sums);
-  if (i < job.count) add_wide_rows<4, four>(job, next, i, sums);
+  for (; i + 8 <= job.count; i += 8) add_wide_rows<8, four>(job, ahead, i, sums);
+  if (i < job.count) add_wide_rows<4, four>(job, ahead, i, sums);
   const __m512i correction = _mm512_set1_epi32(job.sum * job.site->offset);
   for (int v = 0; v < vectors; ++v) finish_vector(job, sums[v], correction, 16 * v);
 }
@@ -209,20 +244,19 @@ void product_wide(const Job &job, const Job *next) {
 // Blocks that are multiplied at a time when several tokens share them; their sums fill the registers.
 constexpr int narrow_blocks(int bits) { return bits == 4 ? 3 : 6; }
 
-inline void product(const Job &job, const Job *next) {
-  using Product = void (*)(const Job &, const Job *);
+inline void product(const Job &job, Ahead &ahead) {
+  using Product = void (*)(const Job &, Ahead &);
   static constexpr Product kEight[] = {product_wide<false>,      product_narrow<1, false>, product_narrow<2, false>,
                                        product_narrow<3, false>, product_narrow<4, false>, product_narrow<5, false>,
                                        product_narrow<6, false>};
   static constexpr Product kFour[] = {product_wide<true>, product_narrow<1, true>, product_narrow<2, true>,
                                       product_narrow<3, true>};
   const int which = job.blocks <= narrow_blocks(job.site->bits) ? job.blocks : 0;
-  (job.site->bits == 4 ? kFour : kEight)[which](job, next);
+  (job.site->bits == 4 ? kFour : kEight)[which](job, ahead);
 }
 
 #elif defined(__AVX2__)
 
-constexpr int kRows = 8;
 constexpr int narrow_blocks(int) { return 6; }
 
 int place(int output) { return output; }
@@ -249,14 +283,13 @@ inline void product_piece(const __m256i *pairs, const Load &load, int32_t *sums)
   add_wide(sums + 8, high);
 }
 
-inline void product(const Job &job, const Job *next) {
+inline void product(const Job &job, Ahead &ahead) {
   alignas(64) int32_t sums[kPanelOutputs];
   const int bytes = 64 * job.blocks;
   const bool four = job.site->bits == 4;
   std::memset(sums, 0, sizeof(int32_t) * job.blocks * outputs_per_block(job.site->bits));
   const __m256i nibble = _mm256_set1_epi8(15);
   for (int i = 0; i < job.count; i += kRows) {
-    look_ahead<kRows>(job, next, i);
     const uint8_t *rows[kRows];
     for (int n = 0; n < kRows; ++n) rows[n] = job.row(i + n);
     __m256i pairs[4];
@@ -266,6 +299,7 @@ inline void product(const Job &job, const Job *next) {
       pairs[n] = _mm256_set1_epi16(two_events);
     }
     for (int at = 0; at < bytes; at += 32) {
+      if (at % 64 == 0) ahead.used();
       const auto load = [&](int n) { return _mm256_load_si256(reinterpret_cast<const __m256i *>(rows[n] + at)); };
       if (four) {
         int32_t *block = sums + at / 64 * 128 + at % 64;
@@ -282,7 +316,6 @@ inline void product(const Job &job, const Job *next) {
 
 #else
 
-constexpr int kRows = 4;
 constexpr int narrow_blocks(int) { return 6; }
 
 int place(int output) { return output; }
@@ -298,15 +331,15 @@ inline void product_piece(const uint8_t *const *rows, const int16_t *events, int
   }
 }
 
-inline void product(const Job &job, const Job *next) {
+inline void product(const Job &job, Ahead &ahead) {
   alignas(64) int32_t sums[kPanelOutputs];
   const int bytes = 64 * job.blocks;
   std::memset(sums, 0, sizeof(int32_t) * job.blocks * outputs_per_block(job.site->bits));
   for (int i = 0; i < job.count; i += kRows) {
-    look_ahead<kRows>(job, next, i);
     int16_t events[kRows];
     for (int n = 0; n < kRows; ++n) events[n] = job.value[i + n];
     for (int at = 0; at < bytes; at += 64) {
+      ahead.used();
       const uint8_t *rows[kRows];
       for (int n = 0; n < kRows; ++n) rows[n] = job.row(i + n) + at;
       if (job.site->bits == 4) {

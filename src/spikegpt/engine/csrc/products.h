@@ -52,25 +52,26 @@ class Products {
   }
 
   void flush() {
-    if (waiting_) carry_out(nullptr);
+    if (waiting_) carry_out();
     waiting_ = false;
   }
 
  private:
   // Runs the job before this one, now that it is known what to fetch meanwhile.
   void submit(const Job &job) {
-    if (waiting_)
-      carry_out(&job);
-    else
-      begin(job);
-    job_ = job;
+    Job &slot = jobs_[1 - latest_];
+    slot = job;
+    ahead_.then(&slot);
+    if (waiting_) carry_out();
+    latest_ = 1 - latest_;
     waiting_ = true;
   }
 
-  void carry_out(const Job *next) {
-    product(job_, next);
-    if (job_.last) settle(*job_.site, job_.out, job_.blocks * outputs_per_block(job_.site->bits));
-    if (job_.copy) std::memcpy(job_.copy, job_.out, sizeof(Value) * job_.copied);
+  void carry_out() {
+    const Job &job = jobs_[latest_];
+    product(job, ahead_);
+    if (job.last) settle(*job.site, job.out, job.blocks * outputs_per_block(job.site->bits));
+    if (job.copy) std::memcpy(job.copy, job.out, sizeof(Value) * job.copied);
   }
 
   // Where the outputs of the last block would pass the end of the row they go through the scratch.
@@ -91,7 +92,9 @@ class Products {
   WorkerOf<Value> &worker_;
   const Pass &pass_;
   const int levels_;
-  Job job_{};
+  Job jobs_[2] = {};  // the one that waits, and the one before it or after it
+  int latest_ = 0;
+  Ahead ahead_;
   bool waiting_ = false;
 };
 
