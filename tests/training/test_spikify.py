@@ -24,7 +24,7 @@ from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer, CharTokenizer
 from spikegpt.training import loss
 from spikegpt.training.objective import NextToken
-from spikegpt.training.spikify import calibrate, event_driven, spikify
+from spikegpt.training.spikify import event_driven, settle_thresholds, spikify
 
 TEXT = "\n\n\n".join(f"{n} sheep and {n + 1} goats make {2 * n + 1} animals." for n in range(400))
 SHAPE = {"n_layer": 2, "n_embd": 32, "context": 32, "dropout": 0.0, "spikes": "none"}
@@ -111,7 +111,7 @@ def test_thresholds_are_set_for_the_activity_at_the_start(twin: Path) -> None:
     original = load_model(twin / "run").eval()
     student = event_driven(original, EventConfig(activity=0.1, start_activity=0.4))
     tokens = TokenFile(next(twin.glob("cache/tokens-*")) / "train.bin")
-    calibrate(student, original, Windows(tokens, 8, original.config.context, 0))
+    settle_thresholds(student, original, Windows(tokens, 8, original.config.context, 0))
     with SpikeMeter(student.eval()) as meter:
         evaluate(student, TEXT[:4000])
     assert meter.activity == pytest.approx(0.4, abs=0.06)

@@ -7,8 +7,11 @@ kind of matrix after the other, and the shares chosen so that one more weight re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..config import EMPHASIS, ModelConfig
-from .sites import sites
+from .neurons import EventNeuron
+from .sites import sites, sites_by_neuron
 
 
 def emphasis_of(config: ModelConfig) -> dict[str, float]:
@@ -36,3 +39,13 @@ def allocate(config: ModelConfig, activity: float) -> dict[str, float]:
             return shares | {matrix: scale * emphasis[matrix] for matrix in rest}
         rest -= full
     return shares
+
+
+def aim(config: ModelConfig, neurons: Mapping[str, EventNeuron]) -> None:
+    """Tell neurons, by their modules' names in a model of this shape, their part of its activity: at first and at last."""
+    event = config.event
+    assert event is not None
+    shares, at_first = (allocate(config, each) for each in (event.activity, event.start_activity or event.activity))
+    of = sites_by_neuron(config)
+    for name, neuron in neurons.items():
+        neuron.aim_for(shares[of[name].name], at_first[of[name].name])

@@ -150,5 +150,13 @@ class EventNeuron(Neuron):
         return self.activity * (self.start_activity / self.activity) ** max(0.0, 1 - self.progress / self.config.ramp)
 
 
+def adapt(neurons: Sequence[EventNeuron]) -> None:
+    """Let the thresholds of neurons follow their target activity; called after each optimiser step."""
+    if neurons:
+        seen = torch.stack([neuron.events_seen for neuron in neurons]).tolist()  # waits for a GPU once, not once each
+        for neuron, counts in zip(neurons, seen, strict=True):
+            neuron.adapt(counts)
+
+
 def _logit(p: float) -> float:
     return math.log(p / (1 - p))

@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from .. import ops
 from ..config import ModelConfig
 from ..errors import UsageError
-from .allocation import allocate
+from .allocation import aim
 from .layers import ChannelMix, Dropout, Linear, Mix, TimeMix
 from .meter import SpikeMeter
-from .neurons import LIF, EventNeuron, SpikeEmbedding
+from .neurons import LIF, EventNeuron, SpikeEmbedding, adapt
 from .protocol import check_ids
 from .rwkv4 import time_constants
-from .sites import HEAD_NEURON, first_mix, sites, sites_by_neuron
+from .sites import HEAD_NEURON, LIF_NEURONS, first_mix, sites
 from .state import BlockState, MixState, State
 
 if TYPE_CHECKING:
@@ -59,6 +59,20 @@ class Block(nn.Module):
         x = self._add("lif2", x, y, state.membranes, membranes)
         return self.drop(x), BlockState(att, ffn, membranes)
 
+    def init_state(self, batch_size: int, like: Tensor) -> BlockState:
+        """The state before any token, tensors of the type and on the device of `like`: zeros, but the WKV's exponent."""
+        channels = self.ln1.normalized_shape[0]
+        at_rest = like.new_zeros(batch_size, channels)
+        empty = like.new_zeros(batch_size, 3, channels)
+        empty[:, 2] = ops.START_EXPONENT
+
+        def mix(part: Mix) -> MixState:
+            wkv = empty if isinstance(part, TimeMix) else None
+            return MixState(at_rest, wkv, part.init_membranes(batch_size, like))
+
+        lifs = {name: at_rest for name in LIF_NEURONS} if self.spiking else {}
+        return BlockState(mix(getattr(self, self.att_name)), mix(self.ffn), lifs)
+
     def _add(self, name: str, x: Tensor, y: Tensor, old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
         """x + y, through the neuron called `name` if this model has it."""
         if not self.spiking:
@@ -92,7 +106,7 @@ class SpikeGPT(nn.Module):
             self.head_neuron = EventNeuron(config.n_embd, config.outputs, config.event, signed=True, backend=backend)
         self.head = Linear(config.n_embd, config.outputs, backend)
         if config.event:
-            _allocate(self)
+            aim(config, {name: neuron for name, neuron in self.named_modules() if isinstance(neuron, EventNeuron)})
         _initialise(self)
 
     @property
@@ -107,20 +121,11 @@ class SpikeGPT(nn.Module):
     def init_state(self, batch_size: int = 1) -> State:
         """The state before any token: zeros, and -1e38 for the largest exponent."""
         like = self.ln_out.weight.detach().float()
-        channels = self.config.n_embd
-        at_rest = like.new_zeros(batch_size, channels)
-        empty = like.new_zeros(batch_size, 3, channels)
-        empty[:, 2] = -1e38
-
-        def mix(part: Mix) -> MixState:
-            wkv = empty if isinstance(part, TimeMix) else None
-            return MixState(at_rest, wkv, part.init_membranes(batch_size, like))
-
         blocks = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            lifs = {"lif1": at_rest, "lif2": at_rest} if block.spiking else {}
-            blocks.append(BlockState(mix(getattr(block, block.att_name)), mix(block.ffn), lifs))
+            blocks.append(block.init_state(batch_size, like))
+        at_rest = like.new_zeros(batch_size, self.config.n_embd)
         return State(tuple(blocks), {HEAD_NEURON: at_rest} if self.head_remembers else {})
 
     def forward(
@@ -205,29 +210,11 @@ class SpikeGPT(nn.Module):
 
     def after_step(self) -> None:
         """Let thresholds follow their target activity; called after each optimiser step."""
-        neurons = self.event_neurons()
-        if not neurons:
-            return
-        seen = torch.stack([neuron.events_seen for neuron in neurons]).tolist()  # waits for a GPU once, not once each
-        for neuron, counts in zip(neurons, seen, strict=True):
-            neuron.adapt(counts)
+        adapt(self.event_neurons())
 
     def matrix_parameters(self) -> int:
         """Weights that every token is multiplied with, the head's included (6 operations each in a training step)."""
         return sum(module.weight.numel() for module in self.modules() if isinstance(module, Linear))
-
-
-def _allocate(model: SpikeGPT) -> None:
-    """Tell each neuron its part of the activity."""
-    event = model.config.event
-    assert event is not None
-    shares, at_first = (
-        allocate(model.config, activity) for activity in (event.activity, event.start_activity or event.activity)
-    )
-    for name, site in sites_by_neuron(model.config).items():
-        neuron = model.get_submodule(name)
-        assert isinstance(neuron, EventNeuron)
-        neuron.aim_for(shares[site.name], at_first[site.name])
 
 
 # Residual branches start silent: matrices of these kinds begin at zero.

@@ -18,19 +18,16 @@ from ..data.batches import Windows
 from ..data.tokens import prepare
 from ..errors import UsageError
 from ..loading import load, load_teachers
-from ..model.layers import Linear
-from ..model.neurons import EventNeuron
 from ..model.sites import sites
 from ..model.spikegpt import SpikeGPT
 from .language import fit_text
 from .lock import refuse_existing, refuse_running
+from .thresholds import ROUNDS, calibrate
 
 PathLike = str | os.PathLike[str]
 
 START = 0.5
 """Activity at which the fine-tuning begins."""
-ROUNDS = 40
-"""Batches over which thresholds settle before the fine-tuning."""
 
 
 def spikify(
@@ -76,7 +73,7 @@ def spikify(
         raise UsageError(
             f"{source} is event-driven already; give the continuous model that it came from as the teacher"
         )
-    neurons = event if isinstance(event, EventConfig) else _neurons(original.config, activity, event or {})
+    neurons = event if isinstance(event, EventConfig) else neurons_of(original.config, activity, event or {})
     neurons = dataclasses.replace(neurons, activity=activity)
     tokenizer = original.tokenizer
     if tokenizer is None:
@@ -91,14 +88,14 @@ def spikify(
     if not resume and before is None:
         torch.manual_seed(config.seed)
         context = config.context or original.config.context
-        calibrate(student, original, Windows(corpus.train, config.batch_size, context, config.seed))
+        settle_thresholds(student, original, Windows(corpus.train, config.batch_size, context, config.seed))
     return fit_text(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
         resume=resume, progress=progress, teachers=teachers if config.distill or config.match else (),
     )  # fmt: skip
 
 
-def _neurons(source: ModelConfig, activity: float, changed: dict[str, Any]) -> EventConfig:
+def neurons_of(source: ModelConfig, activity: float, changed: dict[str, Any]) -> EventConfig:
     """The neurons of `source`, or the default ones, with fields changed; they begin at its activity, or at `START`."""
     kept = {} if source.event is None else dataclasses.asdict(source.event)
     start = max(activity, START if source.event is None else source.event.activity)
@@ -117,42 +114,16 @@ def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:
     return copy
 
 
-@torch.no_grad()
-def calibrate(student: SpikeGPT, original: SpikeGPT, windows: Windows, rounds: int = ROUNDS) -> None:
-    """Set every threshold for the activity at the start: from what the original's matrices read, then from own firing."""
-    student.set_progress(0.0)
-    quantiles = _input_quantiles(student, original, windows.next_batch()[0])
-    for neuron, threshold in quantiles:
-        neuron.threshold.copy_(threshold)
-        neuron.unit.copy_(threshold / neuron.config.resolution)
-    student.train()
-    for _ in range(rounds):
-        student(windows.next_batch()[0])
-        student.after_step()
+def settle_thresholds(student: SpikeGPT, original: SpikeGPT, windows: Windows, rounds: int = ROUNDS) -> None:
+    """Set the thresholds of `student` for the activity at the start, on `rounds` batches of text and one more."""
+    matrices = (site.name for site in sites(student.config))
+    neurons = dict(zip(matrices, student.event_neurons(), strict=True))
 
+    def next_input() -> tuple[Tensor, Tensor]:
+        ids = windows.next_batch()[0]
+        return ids, ids
 
-def _input_quantiles(student: SpikeGPT, original: SpikeGPT, ids: Tensor) -> list[tuple[EventNeuron, Tensor]]:
-    """Each neuron of the student, and what the wanted fraction of its matrix's inputs in the original is above."""
-    neurons = dict(zip((site.name for site in sites(student.config)), student.event_neurons(), strict=True))
-    found: list[tuple[EventNeuron, Tensor]] = []
-
-    def watch(neuron: EventNeuron):
-        def hook(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            size = inputs[0].float().abs().flatten()
-            size = size[:: max(1, size.numel() // 2**20)]  # torch.quantile takes at most 2^24 values
-            found.append((neuron, torch.quantile(size, 1 - neuron.target()).clamp(min=1e-6)))
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(watch(neurons[name]))
-        for name, module in original.named_modules()
-        if isinstance(module, Linear)
-    ]
-    original(ids)
-    for handle in handles:
-        handle.remove()
-    return found
+    calibrate(student, original, neurons, next_input, rounds)
 
 
 def _read(source: Path) -> SpikeGPT:
