@@ -131,7 +131,7 @@ def open_job(
         )
     (out / WORK).mkdir(parents=True, exist_ok=True)
     settings = {
-        "model": student.to_dict(), "train": config.to_dict(), "tokens": tokens, "text": [corpus.train.hash, corpus.valid.hash],
+        "model": student.to_dict(), "train": {**config.to_dict(), "log_every": None}, "tokens": tokens, "text": [corpus.train.hash, corpus.valid.hash],
         "weights": sum(tensor.nbytes for tensor in stored.values()),
     }  # fmt: skip
     kept = out / WORK / _SETTINGS
