@@ -22,7 +22,7 @@ def spikify(
     steps: Annotated[
         int | None, typer.Option(help="Steps of fine-tuning.", show_default="500; 200 of each block")
     ] = None,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="2e-3; 4e-3 by block")] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
     distill: Annotated[float, typer.Option(help="Weight of the teacher's predictions, in [0, 1].")] = 0.9,
     match: Annotated[float, typer.Option(help="Weight of the distance from the teacher's residuals.")] = 2.0,
@@ -68,7 +68,8 @@ def spikify(
         raise UsageError("--dry-run tells what --by-block needs; give both")
     if by_block and teacher:
         raise UsageError("--by-block learns from the original alone; leave out --teacher")
-    steps = steps or (200 if by_block else 500)
+    steps = (200 if by_block else 500) if steps is None else steps
+    lr = (4e-3 if by_block else 2e-3) if lr is None else lr
     config = TrainConfig(
         steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill,
         match=0.0 if by_block else match, log_every=50 if by_block else 10,

@@ -105,7 +105,7 @@ def spikify_by_block(
 
 def default_config() -> TrainConfig:
     """How a part is trained unless it is said otherwise."""
-    return TrainConfig(steps=200, lr=1e-3, warmup=20, batch_size=8, distill=0.9, log_every=50)
+    return TrainConfig(steps=200, lr=4e-3, warmup=20, batch_size=8, distill=0.9, log_every=50)
 
 
 def _run(job: Job, progress: bool) -> dict[str, Any]:
@@ -137,11 +137,8 @@ def _finish_part(job: Job, index: int, name: str, stop: Stop, display: Display) 
     if not _train(job, index, name, student, original, stop, display):
         return None
     student.eval()
-    row = {
-        "part": name,
-        "weights": weights_of(job.student, name),
-        **_measure(job, name, student, original, ours, theirs),
-    }
+    figures = _measure(job, name, student, original, ours, theirs)
+    row = {"part": name, "weights": weights_of(job.student, name), **figures}
     with torch.no_grad(), job.autocast():
         every = range(job.batches + job.held_out)
         if name != "head":
@@ -270,4 +267,4 @@ def summary(row: dict[str, Any]) -> str:
     """One line about a finished part."""
     unit = "nats from the original's predictions" if row["part"] == "head" else "of the original's variance lost"
     loss, alone = (f"{row[key]:.4f}" for key in ("loss", "loss_alone"))
-    return f"{row['part']}: {loss} {unit} ({alone} of them its own), {row['activity']:.1%} of its weights read"
+    return f"{row['part']}: {loss} {unit} ({alone} by itself), {row['activity']:.1%} of its weights read"

@@ -113,27 +113,20 @@ def open_job(
         valid_paths=[Path(path) for path in valid] or None,
     )  # fmt: skip
     batches = max(1, tokens // (config.batch_size * (config.context or original.context)))
-    job = Job(
-        out,
-        stored,
-        original,
-        student,
-        tokenizer,
-        corpus,
-        config,
-        batches,
-        max(1, round(batches * HELD_OUT)),
-        usable(device),
-    )
+    held_out = max(1, round(batches * HELD_OUT))
+    job = Job(out, stored, original, student, tokenizer, corpus, config, batches, held_out, usable(device))
     if corpus.valid is None or corpus.valid.n_tokens <= job.context:
         raise UsageError(
             f"the held-out text is shorter than a window of {job.context} tokens; give more text, or --valid"
         )
     (out / WORK).mkdir(parents=True, exist_ok=True)
     settings = {
-        "model": student.to_dict(), "train": {**config.to_dict(), "log_every": None}, "tokens": tokens, "text": [corpus.train.hash, corpus.valid.hash],
+        "model": student.to_dict(),
+        "train": {**config.to_dict(), "log_every": None},  # how much is told changes nothing
+        "tokens": tokens,
+        "text": [corpus.train.hash, corpus.valid.hash],
         "weights": sum(tensor.nbytes for tensor in stored.values()),
-    }  # fmt: skip
+    }
     kept = out / WORK / _SETTINGS
     if kept.exists():
         before = read_json(kept)
