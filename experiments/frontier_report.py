@@ -87,20 +87,29 @@ def table(rows: Sequence[Row], speeds: dict[str, float]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bits per byte over bytes read a token, a line for each budget, teacher and activity."""
+    """Bits per byte over bytes read a token: a line for each budget, teacher and activity, its points named by width."""
     from matplotlib.figure import Figure
 
-    axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
-    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    axes = (figure := Figure(figsize=(7.5, 5), layout="constrained")).subplots()
+    lines: dict[tuple[float, bool, int], list[Row]] = {}
     for row in rows:
-        kind = "dense" if row["activity"] == 1 else f"event-driven, {row['run'].split('-')[2]}%"
-        how = f"{row['tokens'] / 1e6:.1f}M tokens{', taught' if row['taught'] else ''}"
-        lines.setdefault((kind, how), []).append((row["bytes_read"] / 1e3, row["bits_per_byte"]))
-    for (kind, how), points in sorted(lines.items()):
-        style = {"color": "black", "marker": "s"} if kind == "dense" else {"marker": "o"}
-        axes.plot(*zip(*sorted(points), strict=True), **style, label=f"{kind}, {how}")
+        asked = 1.0 if row["activity"] == 1 else int(row["run"].split("-")[2]) / 100
+        lines.setdefault((-asked, row["taught"], row["tokens"]), []).append(row)
+    colours = dict(
+        zip(sorted({-key[0] for key in lines}, reverse=True), ("black", "C0", "C1", "C2", "C3"), strict=False)
+    )
+    for (asked, taught, tokens), found in sorted(lines.items()):
+        found.sort(key=lambda row: row["bytes_read"])
+        what = "continuous, every weight" if asked == -1 else f"event-driven, {-asked:.0%} of the weights"
+        how = f"{tokens / 1e6:.1f}M tokens, {'with the teacher' if taught else 'from the text alone'}"
+        points = [row["bytes_read"] / 1e6 for row in found], [row["bits_per_byte"] for row in found]
+        style = {"linestyle": "-" if taught else "--", "markerfacecolor": None if taught else "white"}
+        axes.plot(*points, color=colours[-asked], marker="s" if asked == -1 else "o", **style, label=f"{what}; {how}")
+        for row, x, y in zip(found, *points, strict=True):
+            axes.annotate(f"{row['width']}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
-    axes.set_xlabel("kB of weights and vectors read a token, 8 bits a weight")
+    axes.set_xlabel("MB read a token: weights of 8 bits, scales and vectors (log scale)")
     axes.set_ylabel("bits per byte on held-out books")
+    axes.set_title("Six blocks; the number at a point is the width")
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)
