@@ -89,7 +89,7 @@ class Running:
         return events(answer)
 
     def idle(self) -> bool:
-        return all(worker.load == 0 and worker.running == 0 for worker in self.service.scheduler.workers)
+        return all(worker.load == 0 and worker.running == 0 for worker in self.service.workers)
 
 
 def events(data: bytes) -> list[Any]:

@@ -2,17 +2,23 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from serving import Running, wait_for
+from tiny import awake
 
 from spikegpt import load
+from spikegpt.config import ModelConfig
 from spikegpt.engine import EventModel, run
 from spikegpt.generation.decode import generate
 from spikegpt.generation.sampling import Sampling
+from spikegpt.model.classifier import Classifier
 from spikegpt.serve import page as page_files
+from spikegpt.task import TaskConfig
+from spikegpt.tokenizer import ByteTokenizer
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -45,9 +51,9 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, server):
-    """The page, ready; it may ask nobody else, and complain of nothing."""
+@contextmanager
+def opened(browser, server):
+    """The page of a server, ready; it may ask nobody else, and complain of nothing."""
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
@@ -60,9 +66,26 @@ def page(browser, server):
     page.close()
 
 
+@pytest.fixture
+def page(browser, server):
+    with opened(browser, server) as page:
+        yield page
+
+
 def until(page, condition: str) -> None:
     """Waits for a condition in the page, whose policy forbids playwright's own way of asking."""
     wait_for(lambda: page.evaluate(condition))
+
+
+def serious(page) -> list[str]:
+    """What axe finds that shuts people out."""
+    axe = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
+    if not axe.is_file():
+        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
+    page.evaluate(axe.read_text(encoding="utf-8"))
+    return page.evaluate(
+        "axe.run().then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id))"
+    )
 
 
 def write(page, prompt: str, **settings) -> str:
@@ -173,6 +196,29 @@ def test_the_state_is_shown_and_goes_through_a_file(page, tmp_path) -> None:
     assert len(go_on(page)) > 10
 
 
+def test_a_classifiers_label_is_shown_as_it_forms(browser) -> None:
+    task = TaskConfig(labels=("bad", "good"), temperature=0.2)
+    untrained = awake(ModelConfig(vocab_size=256, n_layer=2, n_embd=64, spikes="before", task=task))
+    untrained.tokenizer = ByteTokenizer()
+    model = EventModel.of(untrained, threads=1)
+    text = "the kettle works"
+    stream = Classifier(model).stream()
+    expected = [stream.step(token) for token in text.encode()]
+    with Running([model]) as server, opened(browser, server) as page:
+        page.fill("#text", text)
+        page.click("#write")
+        until(page, "document.querySelector('#status').textContent.includes('16 tokens')")
+        answers = page.evaluate("spikegpt.tokens.map(token => token.answer.probs)")
+        assert answers == [chances.tolist() for chances in expected]
+        assert page.evaluate("document.querySelector('#forming').width") == 16
+        for number in (3, 15):
+            page.query_selector_all("#tokens button")[number].click()
+            shown = [row.inner_text() for row in page.query_selector_all("#bars label")]
+            assert shown == [f"{name} {p:.1%}" for name, p in zip(task.labels, expected[number], strict=True)]
+            assert page.inner_text("#bars .given").split()[0] == task.labels[int(expected[number].argmax())]
+        assert page.is_hidden("#spikes") and serious(page) == []
+
+
 def test_what_a_model_writes_is_only_text(page) -> None:
     evil = "<script>document.title='caught'</script><img src=x onerror=\"document.title='caught'\">"
     assert write(page, evil).startswith(evil)
@@ -197,14 +243,7 @@ def test_every_control_has_a_name(page) -> None:
         e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length || e.title)).map(e => e.outerHTML)"""
     )
     assert nameless == []
-    axe = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
-    if not axe.is_file():
-        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
-    page.evaluate(axe.read_text(encoding="utf-8"))
-    found = page.evaluate(
-        "axe.run().then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id))"
-    )
-    assert found == []
+    assert serious(page) == []
 
 
 def test_a_picture_is_taken(page, tmp_path) -> None:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from .. import __version__
-from . import chat, completions, errors, info, page, state_routes
+from . import chat, classify, completions, errors, info, page, state_routes
 from .metrics import Metrics
 from .security import Guard
 from .settings import Settings
@@ -40,7 +40,7 @@ def make_app(
     app.state.service, app.state.started = None, int(time.time())
     app.state.metrics = Metrics()
     app.state.failure = None
-    for part in (completions, chat, state_routes, info, page):
+    for part in (completions, chat, classify, state_routes, info, page):
         app.include_router(part.router)
     errors.install(app)
     if settings.origins:

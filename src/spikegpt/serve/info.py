@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from .completions import check_model
-from .errors import Refusal, responses
+from .errors import responses
 from .routes import current
 from .schema import Detokenize, Tokenize
 
@@ -89,10 +89,3 @@ async def tokenizer_info(request: Request) -> dict[str, Any]:
         "tokenizer_class": type(tokenizer).__name__, "eos_token": end, "bos_token": None, "pad_token": None,
         "chat_template": template, "vocab_size": tokenizer.vocab_size,
     }  # fmt: skip
-
-
-@router.post("/classify", responses=responses(404))
-async def classify(request: Request) -> dict[str, Any]:
-    """Labels of a text, where the model has them."""
-    current(request)
-    raise Refusal(404, "this model has no labels; serve one that was trained to classify")

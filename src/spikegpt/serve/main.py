@@ -26,8 +26,7 @@ def serve(model: str | None, settings: Settings, *, insecure: bool = False, anno
 
     def end_streams() -> None:
         if app.state.service is not None:
-            for worker in app.state.service.scheduler.workers:
-                worker.close()
+            app.state.service.end_texts()
 
     server = make_server(
         app, settings.host, settings.port, read_timeout=settings.read_timeout,

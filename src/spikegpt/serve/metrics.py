@@ -43,7 +43,7 @@ class Metrics:
         service = self.service
         if service is None:
             return
-        workers = service.scheduler.workers
+        workers = service.workers
         tallies = [worker.tally for worker in workers]
         for name, text, field in _COUNTERS:
             yield CounterMetricFamily(f"spikegpt_{name}", text, value=sum(getattr(tally, field) for tally in tallies))

@@ -135,3 +135,18 @@ class NewSession(Body):
 
     prompt: str | None = Field(None, description="What it has read; missing: nothing.")
     from_: SessionId | None = Field(None, alias="from", description="The session it is a copy of.")
+
+
+class Classify(Body):
+    """Texts to label."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": "the kettle works as promised"}]})
+
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=PROMPTS)]
+        | Annotated[list[tuple[str, str]], Field(min_length=1, max_length=PROMPTS)]
+    ) = Field(description="A text, or texts; of a classifier of pairs, a list of pairs.")
+    model: Name | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = Field(False, description="The label after every token.")
+    user: str | None = None

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from ..errors import UserError
 from ..generation.session import Session, session_from_bytes, session_to_bytes
 from ..loading import load
 from ..profiling.energy import MEMORIES, TABLES
+from ..task import Text
 from ..tokenizer import Tokenizer
 from .errors import Refusal
+from .labels import Labels, LabelWorker
 from .metrics import Metrics
 from .prefix import PrefixCache
-from .scheduler import Busy, Scheduler
+from .scheduler import Busy, Scheduler, Worker
 from .sessions import Conflict, new_id, open_store
 from .settings import Settings
 from .streams import Order, Piece, Stream
@@ -44,10 +46,17 @@ class Service:
         self.store = open_store(
             settings.state_dir, settings.redis, max_bytes=settings.session_memory, ttl=settings.session_ttl
         )
-        self.scheduler = Scheduler(
-            models, self.tokenizer, self.cache, self._deliver,
-            max_streams=settings.max_streams, max_waiting=settings.max_waiting, stall_timeout=settings.stall_timeout,
-        )  # fmt: skip
+        self.labels: Labels | None = None
+        """What a classifier answers with; None: the model writes texts."""
+        self.scheduler: Scheduler | None = None
+        """What writes texts; None: the model is a classifier."""
+        if self.model.config.task is not None:
+            self.labels = Labels(models, settings.max_streams + settings.max_waiting)
+        else:
+            self.scheduler = Scheduler(
+                models, self.tokenizer, self.cache, self._deliver, max_streams=settings.max_streams,
+                max_waiting=settings.max_waiting, stall_timeout=settings.stall_timeout,
+            )  # fmt: skip
         self._busy: set[str] = set()
         metrics.service = self
         self.sites = [(row.name, row.inputs, row.outputs) for row in self.model.meter(neurons=False).counts()]
@@ -107,22 +116,22 @@ class Service:
         return [[name, inputs] for name, inputs, _ in self.sites]
 
     def facts(self) -> dict[str, Any]:
-        """The model for clients; a context of null has no limit."""
-        config = self.model.config
+        """The model for clients: a context of null has no limit, a task of null writes texts."""
+        config, task = self.model.config, self.model.config.task
         return {
             "parameters": self.products + config.vocab_size * config.n_embd, "n_layer": config.n_layer,
             "n_embd": config.n_embd, "vocab": config.vocab_size, "bits": self.model.bits, "state_bytes": self.state_bytes,
             "context": None, "products": self.products, "sites": self.site_list(),
             "outputs": [outputs for _, _, outputs in self.sites], "energy": energy(self.model.bits),
+            "task": task and {"kind": task.kind, "labels": list(task.labels), "pairs": task.pairs},
         }  # fmt: skip
 
     def begin(self, orders: Sequence[Order]) -> Inbox:
         """Begin these orders' texts; their pieces come together, each with the text's number."""
-        try:
+        if self.scheduler is None:
+            raise Refusal(404, "this model labels texts and writes none: use /classify")
+        with refused_if_busy():
             groups = self.scheduler.submit(orders)
-        except Busy:
-            busy = "too many texts are being written and waiting (--max-streams, --max-waiting); try again"
-            raise Refusal(429, busy, headers={"retry-after": "1"}) from None
         inbox = Inbox([stream for group in groups for stream in group], self._metrics)
         for stream in inbox.streams:
             self._inboxes[stream] = inbox
@@ -141,9 +150,40 @@ class Service:
             if piece.reason is not None:
                 del self._inboxes[stream]
 
+    @property
+    def workers(self) -> Sequence[Worker | LabelWorker]:
+        """What the engines do."""
+        doing = self.scheduler or self.labels
+        assert doing is not None
+        return doing.workers
+
+    def end_texts(self) -> None:
+        """End every text with a last piece, and begin none; does not wait."""
+        for worker in self.scheduler.workers if self.scheduler else ():
+            worker.close()
+
     def close(self) -> None:
-        """End every text with a last piece."""
-        self.scheduler.close()
+        """The same, and wait for it."""
+        if self.scheduler is not None:
+            self.scheduler.close()
+        if self.labels is not None:
+            self.labels.close()
+
+    # Labels
+
+    def encode_labelled(self, texts: Sequence[Text]) -> list[np.ndarray]:
+        """Tokens of texts, or of pairs, that are to be labelled."""
+        assert self.labels is not None
+        for text in texts:
+            for part in (text,) if isinstance(text, str) else text:
+                self.encode(part, "input")  # refused where it is too long
+        return self.labels.classifier.encode(texts)
+
+    def check_room(self, texts: int) -> None:
+        """Refuse so many texts more if they are too many."""
+        assert self.labels is not None
+        with refused_if_busy():
+            self.labels.check_room(texts)
 
     # Sessions
 
@@ -188,6 +228,16 @@ class Service:
     def fresh(self) -> Session:
         """A session that has read nothing."""
         return Session(self.model.init_state(1))
+
+
+@contextlib.contextmanager
+def refused_if_busy() -> Iterator[None]:
+    """Refuse with 429 where there is no room for more."""
+    try:
+        yield
+    except Busy:
+        busy = "too many texts are being worked on and waiting (--max-streams, --max-waiting); try again"
+        raise Refusal(429, busy, headers={"retry-after": "1"}) from None
 
 
 class Inbox:

@@ -38,11 +38,11 @@ export const get = async (path) => (await ask("GET", path)).json();
 export const post = async (path, body) => (await ask("POST", path, body)).json();
 
 /**
- * The events of a streamed completion.
- * @param {any} body @param {AbortSignal} signal
+ * The events of a streamed answer.
+ * @param {string} path @param {any} body @param {AbortSignal} signal
  */
-export async function* complete(body, signal) {
-  const response = await fetch("/v1/completions", {
+export async function* stream(path, body, signal) {
+  const response = await fetch(path, {
     method: "POST", headers: headers("application/json"), body: JSON.stringify({ ...body, stream: true }), signal,
   });
   if (!response.ok) await refuse(response);

@@ -1,5 +1,6 @@
 // The page: a text that is continued from the cursor, and what happens inside meanwhile.
-import { ask, bytesOf, complete, get, post, setKey } from "./api.js";
+import { ask, bytesOf, get, post, setKey, stream } from "./api.js";
+import { LabelView } from "./labels.js";
 import { Raster, heatmap } from "./raster.js";
 import { Counts, Sites, firedIn } from "./spikes.js";
 
@@ -8,7 +9,7 @@ const $ = (id) => document.getElementById(id);
 const FIELDS = ["max_tokens", "temperature", "top_p", "top_k", "seed"];
 const MASKS = 4096; // tokens whose spikes are kept
 
-let meta, sites, raster, counts, writing = null, session = null;
+let meta, sites, raster, counts, labels = null, writing = null, session = null;
 /** Tokens of the text that was written last: { text, mask?, logprob?, top? }. */
 let tokens = [];
 const branches = [];
@@ -23,6 +24,7 @@ async function begin() {
     raster = new Raster($("raster"), sites);
     $("model").textContent = `${model.id}: ${meta.n_layer} layers of ${meta.n_embd}, ${sites.neurons.toLocaleString("en")} neurons`;
     $("table").textContent = `Energy of products and of reading weights only, by ${meta.energy.table}, weights in ${meta.energy.memory}.`;
+    if (meta.task) labelling();
     reset();
     document.body.dataset.ready = "yes";
   } catch (error) {
@@ -32,7 +34,17 @@ async function begin() {
   }
 }
 
+/** The page of a classifier, which writes nothing. */
+function labelling() {
+  labels = new LabelView($("bars"), $("forming"), meta.task);
+  $("labelling").hidden = false;
+  document.body.classList.add("labels");
+  $("write").textContent = "Label";
+  if (meta.task.pairs) $("status").textContent = "Two texts, a blank line between";
+}
+
 function reset() {
+  labels?.clear();
   counts = new Counts(sites);
   raster.clear();
   tokens = [];
@@ -43,6 +55,7 @@ function reset() {
 /** Continues the text before the cursor; what stands behind it stays there. */
 async function write() {
   if (writing || !sites) return;
+  if (labels) return label();
   const area = $("text"), before = area.value.slice(0, area.selectionEnd), after = area.value.slice(area.selectionEnd);
   const kept = keep(before);
   const body = { prompt: before, spikes: true, logprobs: 5, return_token_ids: true, stream_options: { include_usage: true } };
@@ -57,7 +70,7 @@ async function write() {
     reset();
     for (const piece of prompt.length || session ? prompt : [""]) show({ text: piece });
     let read = 0, cached = null;
-    for await (const event of complete(body, writing.signal)) {
+    for await (const event of stream("/v1/completions", body, writing.signal)) {
       if (event.usage) {
         usage = event.usage;
         continue;
@@ -89,6 +102,37 @@ async function write() {
   numbers(written, begun);
   table();
   branch(text + after);
+}
+
+/** Labels the text. */
+async function label() {
+  const text = $("text").value;
+  reset();
+  writing = new AbortController();
+  $("write").disabled = true;
+  $("stop").disabled = false;
+  let told = "";
+  try {
+    const input = meta.task.pairs ? [text.split(/\n\s*\n/, 2)] : text;
+    for await (const event of stream("/classify", { input }, writing.signal)) {
+      if (event.usage) {
+        usage = event.usage;
+        told = `${usage.prompt_tokens} tokens, ${percent(usage.weights_read / usage.weights)} of weights read`;
+        continue;
+      }
+      const answer = event.data[0];
+      show({ text: answer.text, answer });
+      labels.add(answer);
+      await frame();
+    }
+  } catch (problem) {
+    told = problem.name === "AbortError" ? "stopped" : problem.message;
+  }
+  labels.draw();
+  writing = null;
+  $("write").disabled = false;
+  $("stop").disabled = true;
+  $("status").textContent = told;
 }
 
 /** Waits for the next frame where many pieces are there at once, so that the page stays alive. */
@@ -145,6 +189,7 @@ function show(token) {
 function choose(number) {
   const token = tokens[number];
   [...$("tokens").children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === number)));
+  if (token.answer) return labels.show(token.answer);
   $("token").hidden = false;
   const surprise = token.logprob == null ? "" : `, ${(-token.logprob / Math.LN2).toFixed(2)} bits`;
   $("token-title").textContent = `Token ${number + 1}: ${JSON.stringify(token.text)}${surprise}`;
