@@ -90,6 +90,23 @@ def test_best_of_takes_the_likeliest(server) -> None:
     means = [sum(choice["logprobs"]["token_logprobs"]) / 10 for choice in every]
     (best,) = server.complete(PROMPT, n=1, best_of=4, seed=0, max_tokens=10)["choices"]
     assert best["text"] == every[means.index(max(means))]["text"]
+    two = server.complete(PROMPT, n=2, best_of=4, seed=0, max_tokens=10)["choices"]
+    streamed = server.stream(PROMPT, n=2, best_of=4, seed=0, max_tokens=10)
+    assert [chunk["choices"][0]["index"] for chunk in streamed] == [0, 1]
+    assert [text_of(streamed, index) for index in (0, 1)] == [choice["text"] for choice in two]
+    assert [choice["text"] for choice in server.complete(PROMPT, n=2, best_of=1, seed=0, max_tokens=10)["choices"]] == [
+        choice["text"] for choice in every[:2]
+    ]
+
+
+def test_no_tokens_and_any_seed_are_taken(server) -> None:
+    nothing = server.complete(PROMPT, max_tokens=0)
+    assert (nothing["choices"][0]["text"], nothing["choices"][0]["finish_reason"]) == ("", "length")
+    assert nothing["usage"]["completion_tokens"] == 0 < nothing["usage"]["prompt_tokens"]
+    same = [
+        server.complete(PROMPT, seed=seed, max_tokens=8)["choices"][0]["text"] for seed in (5, 5 + 2**64, 5 - 2**70)
+    ]
+    assert same[0] == same[1] == same[2]
 
 
 def test_a_stop_string_ends_a_text_and_is_told(server, model) -> None:
@@ -170,17 +187,16 @@ def test_characters_are_never_cut(letters, prompt: str) -> None:
     "fields, status, param",
     [
         (dict(model="other"), 404, "model"), (dict(n=0), 400, "n"), (dict(n=65), 400, "n"),
-        (dict(n=2, best_of=1), 400, "best_of"),
-        (dict(best_of=2, stream=True), 400, "best_of"), (dict(temperature=-1), 400, "temperature"),
+        (dict(best_of=65), 400, "best_of"), (dict(temperature=-1), 400, "temperature"),
         (dict(top_p=0), 400, "top_p"),
         (dict(stop=""), 400, "stop"), (dict(stop=["a"] * 17), 400, "stop"), (dict(stop="a" * 257), 400, "stop"),
         (dict(logprobs=21), 400, "logprobs"), (dict(suffix="x"), 400, "suffix"), (dict(max_tokens=-1), 400, "max_tokens"),
-        (dict(max_tokens=0), 400, "max_tokens"), (dict(n=64, max_tokens=100_000), 400, "max_tokens"),
+        (dict(n=64, max_tokens=100_000), 429, "max_tokens"),
         (dict(prompt=[[]]), 400, "prompt"), (dict(prompt=[]), 400, "prompt"), (dict(prompt=[4096]), 400, "prompt"),
         (dict(prompt=["a"] * 65), 400, "prompt"), (dict(prompt=[-1]), 400, "prompt"), (dict(prompt={}), 400, "prompt"),
         (dict(logit_bias={"9999": 1}), 400, "logit_bias"), (dict(logit_bias={"a": 1}), 400, "logit_bias"),
         (dict(session="0" * 32), 404, "session"), (dict(session="../x"), 400, "session"), (dict(stream=1), 400, "stream"),
-        (dict(session="0" * 32, echo=True), 400, "echo"), (dict(seed=2**70), 400, "seed"),
+        (dict(seed="1"), 400, "seed"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_by_name(server, fields, status: int, param: str) -> None:

@@ -99,6 +99,7 @@ def test_of_two_writers_one_is_told(server) -> None:
 
 def test_what_is_inside_can_be_looked_at(server) -> None:
     session = begin(server, prompt="a b")
+    assert server.ask("POST", "/v1/completions", {"session": session, "echo": True})[1]["error"]["param"] == "echo"
     shapes = server.ask("GET", f"/v1/sessions/{session}/tensors")[1]["tensors"]
     assert shapes["blocks.0.att.wkv"] == [3, 256]
     tensor = server.ask("GET", f"/v1/sessions/{session}/tensors?name=blocks.0.att.wkv")[1]
@@ -120,7 +121,8 @@ def test_states_are_checked_on_the_way_in(server) -> None:
     }  # fmt: skip
     for name, data in broken.items():
         status, answer, _ = server.ask("PUT", f"/v1/sessions/{new_id()}/state", data)
-        assert status == 400 and "\n" not in answer["error"]["message"], (name, answer)
+        expected = 409 if name == "text" else 400  # what is not even such a file fits no resource of this kind
+        assert status == expected and "\n" not in answer["error"]["message"], (name, answer)
 
 
 def test_the_fuzzer_finds_no_way_through(server) -> None:
@@ -151,7 +153,7 @@ def test_the_fuzzer_finds_no_way_through(server) -> None:
         connection.request(method, path, bytes(data), {"content-type": kind})
         response = connection.getresponse()
         answer = response.read()
-        assert response.status in (200, 400, 404), (response.status, bytes(data)[:300], answer)
+        assert response.status in (200, 400, 404, 409, 429), (response.status, bytes(data)[:300], answer)
     connection.close()
     wait_for(server.idle)
 

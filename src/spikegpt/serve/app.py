@@ -16,6 +16,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from .. import __version__
 from . import chat, classify, completions, errors, info, page, state_routes
 from .metrics import Metrics
+from .openapi import described
 from .security import Guard
 from .settings import Settings
 
@@ -43,6 +44,7 @@ def make_app(
     for part in (completions, chat, classify, state_routes, info, page):
         app.include_router(part.router)
     errors.install(app)
+    app.openapi = described(app.openapi, lambda: app.state.service)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.origins), allow_credentials=False,

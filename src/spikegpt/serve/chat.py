@@ -37,7 +37,7 @@ async def chat(body: Chat, request: Request) -> Response:
             "--chat-template plain (or a template's file)",
         )
     fields = body.model_dump(exclude={"messages", "max_completion_tokens", "logprobs", "top_logprobs", "max_tokens"})
-    prompt = render(template, [{"role": each.role, "content": each.content} for each in body.messages])
+    prompt = render(template, [{"role": each.role, "content": each.text} for each in body.messages])
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     writing = await Writing.begin(
         service, Completion(**fields, prompt=prompt, max_tokens=256 if limit is None else limit)

@@ -59,6 +59,8 @@ class Writing:
         self.inbox: Inbox
         self.claimed: str | None = None
         self.version: str | None = None
+        self._index: dict[int, int] = {}
+        """Of best_of: a text's place among the best."""
 
     @staticmethod
     async def begin(service: Service, body: Completion) -> Writing:
@@ -66,12 +68,6 @@ class Writing:
         check_model(service, body.model)
         if body.suffix:
             raise Refusal(400, "suffix is not supported: this model only continues texts", "suffix")
-        if body.best_of is not None and body.best_of < (body.n or 1):
-            raise Refusal(400, "best_of must be at least n", "best_of")
-        if body.best_of is not None and body.best_of > (body.n or 1) and (body.stream or body.session):
-            raise Refusal(400, "best_of above n cannot be streamed, nor go on from a session", "best_of")
-        if body.echo and body.session:
-            raise Refusal(400, "echo repeats a prompt, and a session's is not kept; leave one of them out", "echo")
         prompts, texts = await read_prompts(service, body)
         writing = Writing(service, body, prompts, texts)
         writing._check_size()
@@ -94,22 +90,20 @@ class Writing:
                 self.claimed = body.session
             data = await self.service.fetch(body.session)
             session, self.version = self.service.parse(data), version_of(data)
+            if body.echo:
+                raise Refusal(400, "echo repeats a prompt, and a session's is not kept; leave one of them out", "echo")
         return orders_of(self.service, body, self.prompts, self.best_of, self.max_tokens, session)
 
     @property
     def max_tokens(self) -> int:
         """Tokens a text may have."""
-        asked = self.body.max_tokens
-        if asked == 0 and not self.body.echo and not self.body.session:
-            raise Refusal(400, "max_tokens must be at least 1, or 0 with echo or a session", "max_tokens")
-        return 16 if asked is None else asked
+        return 16 if self.body.max_tokens is None else self.body.max_tokens
 
     def _check_size(self) -> None:
         most, total = self.service.settings.max_request_tokens, len(self.prompts) * self.best_of * self.max_tokens
         if total > most:
-            raise Refusal(
-                400, f"the request may write {total:,} tokens, more than {most:,} (--max-request-tokens)", "max_tokens"
-            )
+            large = f"the request may write {total:,} tokens, more than {most:,} (--max-request-tokens)"
+            raise Refusal(429, large, "max_tokens", {"x-should-retry": "false"})
 
     def release(self) -> None:
         """Let go of the session."""
@@ -137,20 +131,30 @@ class Writing:
 
     async def whole(self) -> Response:
         """The answer at once."""
-        count = len(self.inbox.streams)
-        collected = [Collected() for _ in range(count)]
+        collected = await self._collected()
+        choices = [
+            self._choice(number, collected[number], await self.kept(number, collected[number].session), index)
+            for index, number in enumerate(self._chosen(collected))
+        ]
+        answer = self._envelope(choices) | {"usage": usage_of(self.inbox.streams, self.best_of)}
+        return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
+
+    async def _collected(self) -> list[Collected]:
+        """Every text, once all are written."""
+        collected = [Collected() for _ in self.inbox.streams]
         async for number, piece in self.inbox:
             collected[number].add(piece)
             if piece.reason == "error":
                 self.cancel()
                 raise Refusal(500, piece.stop or "the text could not be written")
-        sessions = [await self.kept(number, each.session) for number, each in enumerate(collected)]
-        choices = [
-            self._choice(number, collected[number], sessions[number], index)
-            for index, number in enumerate(self._chosen(collected))
-        ]
-        answer = self._envelope(choices) | {"usage": usage_of(self.inbox.streams, self.best_of)}
-        return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
+        return collected
+
+    async def _best(self) -> AsyncIterator[tuple[int, Any]]:
+        """The best texts, each in one piece: which they are is known only at the end."""
+        collected = await self._collected()
+        for index, number in enumerate(self._chosen(collected)):
+            self._index[number] = index
+            yield number, collected[number]
 
     def _chosen(self, collected: Sequence[Collected]) -> list[int]:
         """The texts that are answered with: of `best_of` for each prompt the n of the best mean log-probability."""
@@ -195,7 +199,7 @@ class Writing:
         plain = body.logprobs is None and not body.spikes and not body.return_token_ids
         offsets, begun = [0] * len(self.inbox.streams), [False] * len(self.inbox.streams)
         try:
-            async for number, piece in self.inbox:
+            async for number, piece in self.inbox if self.best_of == self.choices else self._best():
                 if piece.reason == "error":
                     yield f"data: {json.dumps(failure(500, piece.stop or 'the text could not be written'))}\n\n".encode()
                     break
@@ -226,7 +230,7 @@ class Writing:
     def _chunk(self, number: int, piece: Any, text: str, begun: bool, offset: int) -> tuple[dict[str, Any], int]:
         body = self.body
         choice: dict[str, Any] = {
-            "index": number,
+            "index": self._index.get(number, number),
             "text": text,
             "logprobs": None,
             "finish_reason": reason_of(piece.reason),

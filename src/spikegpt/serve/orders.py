@@ -50,5 +50,5 @@ def sampling_of(service: Service, body: Any, choice: int) -> Sampling:
         temperature=value("temperature", 1.0), top_k=value("top_k", 0), top_p=value("top_p", 1.0),
         min_p=value("min_p", 0.0), repetition_penalty=value("repetition_penalty", 1.0),
         presence_penalty=value("presence_penalty", 0.0), frequency_penalty=value("frequency_penalty", 0.0),
-        logit_bias=bias, seed=None if body.seed is None else body.seed + choice,
+        logit_bias=bias, seed=None if body.seed is None else (body.seed + choice) % 2**64,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from .settings import CHOICES, LOGPROBS, PROMPTS, STOP_LENGTH, STOPS
 
@@ -14,11 +14,19 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _false(value: Any) -> Any:
+    """In Python 0 is False; in JSON it is not."""
+    if value is not False:
+        raise ValueError("must be false or missing")
+    return value
+
+
 WHOLE = BeforeValidator(_whole)
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
-Token = Annotated[int, Field(ge=0, lt=2**31, strict=True), WHOLE]
-TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+Token = Annotated[int, Field(ge=0, lt=2**31, strict=True, json_schema_extra={"x-token": True}), WHOLE]
+TokenName = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]
 Bias = Annotated[float, Field(ge=-100, le=100, strict=True)]
+Labelled = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(max_length=256)]
 SessionId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
@@ -48,7 +56,7 @@ class Settings(Body):
     presence_penalty: Annotated[float, Field(ge=-100, le=100, strict=True)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=-100, le=100, strict=True)] | None = 0.0
     logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=1024)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True), WHOLE] | None = None
+    seed: Annotated[int, Field(strict=True), WHOLE] | None = Field(None, description="Any integer; modulo 2^64.")
     n: Annotated[int, Field(ge=1, le=CHOICES, strict=True), WHOLE] | None = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
     stream: Annotated[bool, Field(strict=True)] | None = False
@@ -72,31 +80,37 @@ class Completion(Settings):
         | Annotated[list[Token], Field(min_length=1)]
         | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=PROMPTS)]
     ) = Field("", description="A text, texts, or their tokens; an empty one begins a new text.")
-    best_of: Annotated[int, Field(ge=1, le=CHOICES, strict=True), WHOLE] | None = None
+    best_of: Annotated[int, Field(ge=1, le=CHOICES, strict=True), WHOLE] | None = Field(
+        None, description="Texts that are written, of which the n likeliest are answered with; fewer than n: n."
+    )
     logprobs: Annotated[int, Field(ge=0, le=LOGPROBS, strict=True), WHOLE] | None = None
     echo: Annotated[bool, Field(strict=True)] | None = False
-    suffix: str | None = None
+    suffix: str | None = Field(
+        None, description="Not supported.", json_schema_extra={"anyOf": [{"const": ""}, {"type": "null"}]}
+    )
     session: SessionId | None = Field(None, description="A session to continue from, and to advance.")
     spikes: Annotated[bool, Field(strict=True)] | Literal["sizes"] = Field(
         False, description="Who fired, in each chunk."
     )
 
 
+class TextPart(Body):
+    """A part of a message; there are no others."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Message(Body):
     """One message of a chat."""
 
     role: Annotated[str, Field(max_length=64)]
-    content: str | Annotated[list[dict[str, Any]], Field(max_length=64)]
+    content: str | Annotated[list[TextPart], Field(max_length=64)]
 
-    @field_validator("content")
-    @classmethod
-    def _only_text(cls, content: Any) -> Any:
-        if isinstance(content, list):
-            parts = [part.get("text") for part in content if part.get("type") == "text"]
-            if len(parts) < len(content) or not all(isinstance(part, str) for part in parts):
-                raise ValueError("a message's content must be text")
-            return "".join(parts)
-        return content
+    @property
+    def text(self) -> str:
+        """Its content in one piece."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class Chat(Settings):
@@ -110,7 +124,9 @@ class Chat(Settings):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: Annotated[int, Field(ge=0, le=1_048_576, strict=True), WHOLE] | None = None
-    logprobs: Literal[False] | None = Field(False, description="Not for chats; /v1/completions has them.")
+    logprobs: Annotated[Literal[False], BeforeValidator(_false)] | None = Field(
+        False, description="Not for chats; /v1/completions has them."
+    )
     top_logprobs: None = None
 
 
@@ -143,9 +159,9 @@ class Classify(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": "the kettle works as promised"}]})
 
     input: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=PROMPTS)]
-        | Annotated[list[tuple[str, str]], Field(min_length=1, max_length=PROMPTS)]
+        Labelled
+        | Annotated[list[Labelled], Field(min_length=1, max_length=PROMPTS)]
+        | Annotated[list[tuple[Labelled, Labelled]], Field(min_length=1, max_length=PROMPTS)]
     ) = Field(description="A text, or texts; of a classifier of pairs, a list of pairs.")
     model: Name | None = None
     stream: Annotated[bool, Field(strict=True)] | None = Field(False, description="The label after every token.")

@@ -104,9 +104,14 @@ class Service:
         eos = self.tokenizer.eos_id
         return None if eos is None else self.tokenizer.token_bytes(eos).decode("utf-8", "replace")
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that requests may name."""
+        return min(self.model.config.vocab_size, self.tokenizer.vocab_size)
+
     def check_tokens(self, ids: Iterable[int], param: str) -> None:
         """Refuse tokens that the model does not have."""
-        size = min(self.model.config.vocab_size, self.tokenizer.vocab_size)
+        size = self.vocabulary
         wrong = next((token for token in ids if not 0 <= token < size), None)
         if wrong is not None:
             raise Refusal(400, f"token {wrong} is not in the vocabulary of {size:,} tokens", param)

@@ -88,6 +88,8 @@ async def upload(
 ) -> dict[str, Any]:
     """Replace a session by a file, or make one under an id of the client's choice."""
     service = current(request)
+    if data[8:9] != b"{":  # where the header of every safetensors file begins
+        raise Refusal(409, "what was sent is no session's file", "session")
     session = service.parse(data)
     service.claim(id)
     try:
