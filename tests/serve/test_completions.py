@@ -229,26 +229,61 @@ def test_a_client_that_goes_is_not_written_for(server) -> None:
     assert threading.active_count() <= threads + 8  # asyncio's own for files and sessions
 
 
-def test_many_at_once_beside_a_long_prompt(model) -> None:
-    """Every text equals the one written alone, in one engine or in two."""
-    prompts = [PROMPT[n % 12 :] + " " * (n % 2) for n in range(40)]
-    expected = [alone(model, text, seed=n, max_tokens=5 + n % 20, temperature=1.0) for n, text in enumerate(prompts)]
-    with Running([model, load(engine="event", threads=1)]) as server:
-        results: dict[int, list] = {}
+class InTurns:
+    """An engine whose texts go through the model one after the other."""
+
+    def __init__(self, model: EventModel) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
+
+    def advance(self, sequences):
+        return self._model.advance(sequences, together=False)
+
+
+@pytest.fixture(scope="module")
+def two_hundred(model):
+    """Requests of every kind, each with the text and the reason that it has when written alone."""
+    requests, expected = [], []
+    for n in range(200):
+        how = dict(seed=n, max_tokens=3 + n % 29, temperature=[1.0, 0.0, 0.7][n % 3], top_p=[1.0, 0.9][n % 2])
+        how |= dict(stop=[(), (" the",), ("\n", "ea"), ("nd t",)][n % 4], repetition_penalty=1.0 + n % 5 / 10)
+        prompt = PROMPT[n % 12 :] + " and then" * (n % 7)
+        requests.append({"prompt": prompt, **how, "stop": list(how["stop"]), "stream_interval": 1 + n % 3})
+        written = alone(model, prompt, **how)
+        expected.append((written.text, "length" if written.reason == "length" else "stop"))
+    return requests, expected
+
+
+@pytest.mark.parametrize("engines", ["one", "two", "in turns"])
+def test_two_hundred_at_once_beside_a_long_prompt(model, two_hundred, engines: str) -> None:
+    """Each text is, to the letter, the one that is written alone."""
+    requests, expected = two_hundred
+    models = {"one": [model], "two": [model, load(engine="event", threads=1)], "in turns": [InTurns(model)]}[engines]
+    got: dict[int, list] = {}
+    with Running(models) as server:
 
         def write(n: int) -> None:
-            results[n] = server.stream(prompts[n], seed=n, max_tokens=5 + n % 20)
+            got[n] = server.stream(**requests[n])
 
-        threads = [threading.Thread(target=write, args=(n,)) for n in range(40)]
-        threads.append(threading.Thread(target=lambda: server.complete(PROMPT * 500, max_tokens=2)))
+        def read() -> None:
+            assert (
+                server.complete([[5 + n % 4000 for n in range(20_000)]], max_tokens=2)["usage"]["prompt_tokens"]
+                == 20_000
+            )
+
+        threads = [threading.Thread(target=write, args=(n,)) for n in range(200)]
+        threads.insert(100, threading.Thread(target=read))
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        for n in range(40):
-            assert text_of(results[n]) == expected[n].text
-            reasons = [c["finish_reason"] for chunk in results[n] for c in chunk["choices"] if c["finish_reason"]]
-            assert reasons == ["length" if expected[n].reason == "length" else "stop"]
+    for n in range(200):
+        reasons = [
+            choice["finish_reason"] for chunk in got[n] for choice in chunk["choices"] if choice["finish_reason"]
+        ]
+        assert (text_of(got[n]), reasons) == (expected[n][0], [expected[n][1]]), n
 
 
 def test_too_many_are_told_to_come_again(model) -> None:

@@ -26,6 +26,9 @@ class StopFilter:
         """The text that is certain after more text was added; nothing once a stop string was found."""
         if self.matched is not None:
             return ""
+        if not self._stop:
+            text, self.held = self.held + text, ""
+            return text
         self.held += text
         found = [(at, -len(stop), stop) for stop in self._stop if (at := self.held.find(stop)) >= 0]
         if found:

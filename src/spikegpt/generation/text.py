@@ -36,8 +36,7 @@ class Text:
         """The last token, which the state has not read yet; None before the first."""
         self.prompt_tokens = 0
         """Tokens read before the first was chosen, the pending one of a session among them."""
-        self.written = ""
-        """Everything generated so far that is certain."""
+        self._shown: list[str] = []
         self.tokens = 0
         """Tokens chosen so far."""
         self.reason = None if max_tokens else "length"
@@ -94,8 +93,14 @@ class Text:
 
     def _show(self, piece: str) -> str:
         piece, self._opening = self._opening + piece, ""
-        self.written += piece
+        self._shown.append(piece)
         return piece
+
+    @property
+    def written(self) -> str:
+        """Everything generated so far that is certain."""
+        self._shown = ["".join(self._shown)]
+        return self._shown[0]
 
     @property
     def stop(self) -> str | None:

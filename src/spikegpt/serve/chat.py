@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from .completions import Writing, check_model
-from .errors import Refusal, failure, responses
+from .completions import Writing, check_model, failed
+from .errors import Refusal, responses
 from .reply import Collected, reason_of, unless_gone, usage_of
 from .routes import current
 from .schema import Chat, Completion
@@ -107,7 +107,7 @@ async def _events(writing: Writing) -> AsyncIterator[bytes]:
             yield event([choice(number, {"role": "assistant", "content": ""}, None)], more)
         async for number, piece in writing.inbox:
             if piece.reason == "error":
-                yield f"data: {json.dumps(failure(500, piece.stop or 'the text could not be written'))}\n\n".encode()
+                yield failed(500, piece.stop or "the text could not be written")
                 break
             if piece.text or piece.reason is not None:
                 delta = {"content": piece.text} if piece.text else {}

@@ -197,18 +197,22 @@ class Writing:
         head = json.dumps(self._envelope([]), ensure_ascii=False)[:-2]  # up to the list's bracket
         begin = f"data: {head}".encode()
         plain = body.logprobs is None and not body.spikes and not body.return_token_ids
+        ready = b""  # events that go out together where this loop is behind the engine
         offsets, begun = [0] * len(self.inbox.streams), [False] * len(self.inbox.streams)
         try:
             async for number, piece in self.inbox if self.best_of == self.choices else self._best():
                 if piece.reason == "error":
-                    yield f"data: {json.dumps(failure(500, piece.stop or 'the text could not be written'))}\n\n".encode()
+                    yield ready + failed(500, piece.stop or "the text could not be written")
                     break
                 text = piece.text if begun[number] else self.echoed(number) + piece.text
                 if plain and piece.reason is None:
                     begun[number] = True
                     if text:
                         choice = '{"index":%d,"text":%s,"logprobs":null,"finish_reason":null}]'
-                        yield begin + (choice % (number, json.dumps(text, ensure_ascii=False))).encode() + ending
+                        ready += begin + (choice % (number, json.dumps(text, ensure_ascii=False))).encode() + ending
+                    if ready and not self.inbox.ready:
+                        yield ready
+                        ready = b""
                     continue
                 choice_fields, offsets[number] = self._chunk(number, piece, text, begun[number], offsets[number])
                 begun[number] = True
@@ -216,14 +220,15 @@ class Writing:
                     choice_fields["session"] = session
                 if piece.reason is not None:
                     self.release()
-                yield begin + json.dumps(choice_fields, ensure_ascii=False).encode() + b"]" + ending
+                yield ready + begin + json.dumps(choice_fields, ensure_ascii=False).encode() + b"]" + ending
+                ready = b""
             else:
                 if with_usage:
                     usage = self._envelope([]) | {"usage": usage_of(self.inbox.streams, self.best_of)}
                     yield f"data: {json.dumps(usage, ensure_ascii=False)}\n\n".encode()
             yield b"data: [DONE]\n\n"
         except Refusal as error:  # of a session that could not be kept
-            yield f"data: {json.dumps(failure(error.status, error.message))}\n\ndata: [DONE]\n\n".encode()
+            yield ready + failed(error.status, error.message) + b"data: [DONE]\n\n"
         finally:
             self.cancel()
 
@@ -252,6 +257,11 @@ class Writing:
             if not begun:
                 choice |= {"sites": self.service.site_list(), "cached_tokens": self.inbox.streams[number].cached_tokens}
         return choice, offset
+
+
+def failed(status: int, message: str) -> bytes:
+    """The event of an error."""
+    return f"data: {json.dumps(failure(status, message))}\n\n".encode()
 
 
 def check_model(service: Service, name: str | None) -> None:

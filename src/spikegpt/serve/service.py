@@ -270,6 +270,11 @@ class Inbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is a piece that needs no waiting."""
+        return bool(self._pieces)
+
     async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         while self._open:
             while not self._pieces:
