@@ -11,6 +11,7 @@ from ..config import ModelConfig
 from ..errors import UsageError, UserError
 from ..model.sites import Site, sites
 from ..model.spikegpt import SpikeGPT
+from .steps import split
 
 GROUP = 128
 """Inputs that share a scale where weights have 4 bits; a multiple of 64."""
@@ -38,7 +39,8 @@ def check_bits(bits: int) -> None:
 def check_arrays(config: ModelConfig, bits: int, arrays: dict[str, np.ndarray]) -> None:
     """UserError unless there is every array that a model of this config has, and no other, each of its type, shape and range.
 
-    Floats must be finite; thresholds and units above 0, scales not negative. Integers may have any value: every one of them
+    Floats must be finite; thresholds and units above 0, scales not negative and, of several groups of inputs, whole numbers
+    of steps (`steps`). Integers may have any value: every one of them
     is a weight.
     """
     _check_sizes(config, arrays)
@@ -51,6 +53,8 @@ def check_arrays(config: ModelConfig, bits: int, arrays: dict[str, np.ndarray]) 
         _check_form(name, arrays[name], form)
         if arrays[name].dtype == np.float32:
             _check_values(name, arrays[name])
+    if bits == 4:
+        _check_steps(config, arrays)
 
 
 def _check_sizes(config: ModelConfig, arrays: dict[str, np.ndarray]) -> None:
@@ -102,6 +106,17 @@ def _check_values(name: str, array: np.ndarray) -> None:
         raise UserError(f"array {name} has a negative value")
     if name.endswith(".time_decay") and not (array < math.log(np.finfo(np.float32).max)).all():
         raise UserError(f"array {name} has a value whose exponential is infinite")
+
+
+def _check_steps(config: ModelConfig, arrays: dict[str, np.ndarray]) -> None:
+    assert config.event is not None
+    for site in sites(config):
+        scale = arrays[f"{site.name}.scale"]
+        try:
+            if len(scale) > 1:
+                split(scale, site.inputs, config.event.levels)
+        except ValueError as error:
+            raise UserError(f"array {site.name}.scale has {error}") from None
 
 
 def _some(names: list[str]) -> str:

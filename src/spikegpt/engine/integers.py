@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..model.sites import sites
 from ..model.spikegpt import SpikeGPT
 from .checks import GROUP, check_arrays, check_bits, check_event_driven
+from .steps import on_steps
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class IntegerModel:
     """A model whose matrices are integers. `arrays` has the names of the model's state dict:
 
     matrices [inputs, outputs] int8, or uint8 [inputs, ceil(outputs / 2)] with two 4-bit weights + 8 a byte, the first
-    one low, and `<name>.scale` [groups, outputs]; `emb.weight` [V, C] int8 and `emb.scale` [V]; the rest float32.
+    one low, and `<name>.scale` [groups, outputs], of several groups whole numbers of `steps`; `emb.weight` [V, C] int8 and
+    `emb.scale` [V]; the rest float32.
     What contradicts the config, or has values that no model has, is a UserError (`checks.check_arrays`).
     """
 
@@ -50,7 +52,8 @@ class IntegerModel:
                 raise UserError(f"{name} has a value that is infinite or not a number: such a model cannot be packed")
             stem = name.removesuffix(".weight")
             if stem in matrices:
-                integers, scale = _round(values, bits)
+                assert model.config.event is not None
+                integers, scale = _round(values, bits, model.config.event.levels)
                 arrays[name] = (_halve if bits == 4 else np.ascontiguousarray)(integers.t().numpy())
                 arrays[f"{stem}.scale"] = scale.numpy()
             elif name == "emb.weight":
@@ -90,33 +93,34 @@ class IntegerModel:
         return torch.from_numpy(np.ascontiguousarray((integers.astype(np.float32) * rows).T))
 
 
-def _round(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _round(weight: Tensor, bits: int, levels: int) -> tuple[Tensor, Tensor]:
     """weight [outputs, inputs] -> integers of that shape (int8), scale [groups, outputs]."""
     if bits == 8:
         scale = _nonzero(weight.abs().amax(1, keepdim=True) / 127)
         return torch.round(weight / scale).to(torch.int8), scale.t().contiguous()
     pieces = weight.split(GROUP, dim=1)
-    rounded = [_round_four_bits(piece) for piece in pieces]
-    return torch.cat([integers for integers, _ in rounded], 1), torch.cat(
-        [scale for _, scale in rounded], 1
-    ).t().contiguous()
+    scale = torch.cat([_scale_of_four_bits(piece) for piece in pieces], 1)
+    if len(pieces) > 1:
+        scale = torch.from_numpy(on_steps(scale.t().numpy(), weight.shape[1], levels)).t()
+    scale = _nonzero(scale)
+    rounded = [torch.round(piece / s[:, None]).clamp(-7, 7) for piece, s in zip(pieces, scale.t(), strict=True)]
+    return torch.cat(rounded, 1).to(torch.int8), scale.t().contiguous()
 
 
-def _round_four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [outputs, n] -> integers -7..7 and scale [outputs, 1]: of a few scales, the one with the least square error.
+def _scale_of_four_bits(weight: Tensor) -> Tensor:
+    """weight [outputs, n] -> scale [outputs, 1] of integers -7..7: of a few, the one with the least square error.
 
-    A scale that clips the largest weight a little represents the others better.
+    A scale that clips the largest weight a little represents the others better. That of zeros is 0.
     """
-    largest = _nonzero(weight.abs().amax(1, keepdim=True))
-    best, best_scale, best_error = torch.zeros_like(weight), largest, torch.full_like(largest, torch.inf)
+    largest = weight.abs().amax(1, keepdim=True)
+    best, least = largest / 7, torch.full_like(largest, torch.inf)
     for step in range(9):
-        scale = largest * (1 - 0.05 * step) / 7
+        scale = _nonzero(largest) * (1 - 0.05 * step) / 7
         integers = torch.round(weight / scale).clamp(-7, 7)
         error = ((integers * scale - weight) ** 2).sum(1, keepdim=True)
-        better = error < best_error
-        best, best_scale = torch.where(better, integers, best), torch.where(better, scale, best_scale)
-        best_error = torch.where(better, error, best_error)
-    return best.to(torch.int8), best_scale
+        better = (error < least) & (largest > 0)
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    return best
 
 
 def _round_embedding(weight: Tensor, is_spike: bool) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from ..config import ModelConfig
 from ..model.sites import HEAD_NEURON, Site, first_mix, sites, sites_by_neuron
 from .integers import IntegerModel
 from .state_layout import Layout
+from .steps import split
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ def mix_plans(config: ModelConfig, layout: Layout) -> list[dict[str, object]]:
 
 
 def prepared(packed: IntegerModel) -> dict[str, np.ndarray]:
-    """The arrays as the float engine wants them: vectors flat, decay and leak computed as the float model does."""
-    neurons = sites_by_neuron(packed.config)
+    """The arrays as the float engine wants them: vectors flat, decay and leak computed as the float model does, scales of
+    several groups of inputs as `<matrix>.scale` [1, outputs] and `<matrix>.steps` [groups, outputs]."""
+    neurons, event = sites_by_neuron(packed.config), packed.config.event
+    assert event is not None
+    inputs = {site.name: site.inputs for site in sites(packed.config)}
     arrays: dict[str, np.ndarray] = {}
     for name, array in packed.arrays.items():
         stem = name.rpartition(".")[0]
@@ -83,6 +87,8 @@ def prepared(packed: IntegerModel) -> dict[str, np.ndarray]:
             arrays[f"{stem}.leak"] = torch.sigmoid(torch.from_numpy(array)).numpy()
         elif name.endswith(".threshold"):
             arrays[name] = np.ascontiguousarray(np.broadcast_to(array, neurons[stem].inputs))
+        elif stem in inputs and name.endswith(".scale") and len(array) > 1:
+            arrays[name], arrays[f"{stem}.steps"] = split(array, inputs[stem], event.levels)
         elif array.dtype == np.float32 and ".time_mix_" in name:
             arrays[name] = array.reshape(-1)
         else:

@@ -104,6 +104,8 @@ class Base {
   Value *logits_row(int token) { return logits_ + static_cast<int64_t>(token) * model_.outputs; }
 
  protected:
+  static constexpr Tensor::Type kType = std::is_same_v<Value, float> ? Tensor::kFloat : Tensor::kInt32;
+
   // Throws std::invalid_argument where plan, settings and tensors do not fit each other. Values are not looked at.
   template <int count>
   Base(const Settings &settings, const Plan &plan, const Tensors &tensors, const Walk *const (&walks)[count])
@@ -140,6 +142,8 @@ class Base {
     tensors_ = nullptr;
   }
 
+  bool has(const std::string &name) const { return tensors_->count(name) != 0; }
+
   const Tensor &tensor(const std::string &name) const {
     const auto found = tensors_->find(name);
     if (found == tensors_->end()) throw std::invalid_argument("there is no tensor " + name);
@@ -167,7 +171,8 @@ class Base {
   const Value *values(const std::string &name, int64_t count) { return copied<Value>(name, kType, {count}); }
 
   // Numbers for each output, or for each output and group of inputs, as [group][padded]; says how many inputs share them.
-  Value *by_group(Site &site, const std::string &name) {
+  template <class T = Value>
+  T *by_group(Site &site, const std::string &name, Tensor::Type type = kType) {
     const Tensor &from = tensor(name);
     if (from.shape.size() != 2) throw std::invalid_argument("there is no tensor " + name + " of two dimensions");
     const int64_t groups = from.shape[0];
@@ -177,8 +182,8 @@ class Base {
     site.group_inputs = groups == 1 ? site.inputs : round_up(divide_up(site.inputs, site.groups), 64);
     if ((groups - 1) * site.group_inputs >= site.inputs)
       throw std::invalid_argument("tensor " + name + " has more groups than there are inputs for");
-    const Value *given = static_cast<const Value *>(tensor(name, kType, {groups, site.outputs}).data);
-    Value *kept = arena_.take<Value>(static_cast<std::size_t>(groups) * site.padded);
+    const T *given = static_cast<const T *>(tensor(name, type, {groups, site.outputs}).data);
+    T *kept = arena_.take<T>(static_cast<std::size_t>(groups) * site.padded);
     for (int64_t group = 0; group < groups; ++group)
       std::copy_n(given + group * site.outputs, site.outputs, kept + group * site.padded);
     return kept;
@@ -187,8 +192,6 @@ class Base {
   Model model_{};
 
  private:
-  static constexpr Tensor::Type kType = std::is_same_v<Value, float> ? Tensor::kFloat : Tensor::kInt32;
-
   static std::size_t bytes_of(const Tensors &tensors) {
     std::size_t total = 0;
     for (const auto &[name, tensor] : tensors) {
@@ -261,6 +264,7 @@ class Base {
       WorkerOf<Value> worker{};
       worker.index = index;
       worker.scratch = arena_.take<Value>(std::max(model_.stride, kPanelOutputs));
+      worker.totals = arena_.take<int32_t>(std::max(model_.stride, kPanelOutputs));
       for (auto &slot : worker.lists)
         for (Events &list : slot)
           list = {arena_.take<uint32_t>(longest), arena_.take<int8_t>(longest), arena_.take<int>(groups + 1),
@@ -269,14 +273,17 @@ class Base {
     }
   }
 
+  // Four places of a matrix are read in turn: faster than one after the other.
   void read_part(int part) {
     uint64_t sums[8] = {};
     for (const auto &site : sites_) {
       for (int p = site->panels_of[part]; p < site->panels_of[part + 1]; ++p) {
         const uint64_t *words = reinterpret_cast<const uint64_t *>(site->panels[p].weights);
-        const int64_t end = static_cast<int64_t>(site->inputs) * site->panels[p].stride / 8;
-        for (int64_t i = 0; i < end; i += 8)
-          for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+        const int64_t count = static_cast<int64_t>(site->inputs) * site->panels[p].stride / 8, quarter = count / 32 * 8;
+        for (int64_t i = 0; i < quarter; i += 8)
+          for (int64_t place = i; place < 4 * quarter; place += quarter)
+            for (int lane = 0; lane < 8; ++lane) sums[lane] += words[place + lane];
+        for (int64_t i = 4 * quarter; i < count; ++i) sums[i % 8] += words[i];
       }
     }
     for (uint64_t sum : sums) weights_sum_ += sum;

@@ -5,6 +5,7 @@
 
 #include "../../ops/csrc/lanes.h"
 #include "floats.h"
+#include "prefetch.h"
 
 namespace {
 
@@ -13,8 +14,19 @@ using Model = FloatModel;
 using Value = float;
 
 // What a product's sum of integers is multiplied by, and what becomes of it then.
-inline const float *scale_of(const FloatSite &site) { return site.scale; }
+inline const float *scale_of(const FloatSite &site, int) { return site.scale; }
+inline const uint8_t *steps_of(const FloatSite &site, int group) {
+  return site.steps ? site.steps + static_cast<int64_t>(group) * site.padded : nullptr;
+}
 inline void settle(const FloatSite &, float *, int) {}
+
+// What the loops below read besides values.
+inline void ask_norm(const FloatNorm &norm, Channels own) { ask(norm.gain, own), ask(norm.bias, own); }
+inline void ask_mixing(const float *weight, Channels own) { ask(weight, own); }
+inline void ask_neuron(const FloatSite &site, Channels own) {
+  ask(site.threshold, own);
+  if (site.leak) ask(site.leak, own);
+}
 
 struct Moments {
   float mean, scale;

@@ -34,8 +34,11 @@ void Engine::finish(FloatSite &site, const SitePlan &plan) {
   site.membrane = plan.membrane;
   site.leak = plan.membrane < 0 ? nullptr : values(plan.neuron + ".leak", plan.inputs);
   float *scale = by_group(site, plan.matrix + ".scale");
-  for (int i = 0; i < site.groups * site.padded; ++i) scale[i] *= site.unit;
+  if (site.groups != 1) throw std::invalid_argument("tensor " + plan.matrix + ".scale has more than one row");
+  for (int i = 0; i < site.padded; ++i) scale[i] *= site.unit;
   site.scale = scale;
+  const std::string steps = plan.matrix + ".steps";
+  site.steps = has(steps) ? by_group<uint8_t>(site, steps, Tensor::kUint8) : nullptr;
 }
 
 }  // namespace spikegpt::engine

@@ -6,7 +6,8 @@
 namespace spikegpt::engine {
 
 struct FloatSite : Site {
-  const float *scale;      // [group][padded], times the neuron's unit
+  const float *scale;      // [padded], times the neuron's unit
+  const uint8_t *steps;    // [group][padded]: what the scale is multiplied by in each group of inputs; null: one group
   const float *threshold;  // [inputs]
   const float *leak;       // [inputs], or null: no memory
   float unit;

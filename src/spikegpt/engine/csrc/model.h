@@ -90,7 +90,8 @@ struct Events {
 template <class Value>
 struct alignas(128) WorkerOf {
   int index;
-  Value *scratch;  // [max(stride, kPanelOutputs)] for one token
+  Value *scratch;   // [max(stride, kPanelOutputs)] for one token
+  int32_t *totals;  // [max(stride, kPanelOutputs)] for one token: what a product's groups of inputs came to so far
   Events lists[3][kTokens];
   uint64_t listed[3];  // the section for which a slot of lists was made
 };

@@ -5,11 +5,7 @@
 
 #include <cstring>
 
-#include "model.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "prefetch.h"
 
 namespace {
 
@@ -24,21 +20,16 @@ struct Job {
   const int8_t *value;
   int count, sum;
   const Value *scale;
+  const uint8_t *steps;  // of this group of inputs: how often each output's scale goes into its own; null: no steps
+  int32_t *totals;       // sums of the groups before it, times their steps
   Value *out;
-  bool add;     // to what an earlier group of inputs left in `out`
+  bool add;     // to what an earlier group left in `totals` or, without steps, in `out`
   bool last;    // group of inputs
   Value *copy;  // where the first `copied` outputs finally belong, or null
   int copied;
 
   const uint8_t *row(int i) const { return weights + static_cast<size_t>(input[i]) * stride; }
 };
-
-// Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
-#if defined(__GNUC__)
-#define SPIKEGPT_INLINE inline __attribute__((always_inline))
-#else
-#define SPIKEGPT_INLINE inline
-#endif
 
 // Bytes that are asked for before they are needed.
 constexpr int kAhead = 16384;
@@ -51,16 +42,6 @@ constexpr int kRows = 8;
 #else
 constexpr int kRows = 4;
 #endif
-
-SPIKEGPT_INLINE void prefetch(const uint8_t *line) {
-#if defined(__AVX2__)
-  _mm_prefetch(reinterpret_cast<const char *>(line), _MM_HINT_T1);
-#elif defined(__GNUC__)
-  __builtin_prefetch(line, 0, 2);
-#else
-  (void)line;
-#endif
-}
 
 // Asks for the lines of rows some way before they are needed, across the ends of jobs. A line of each row of a step is asked
 // for in turn: memory answers several rows at a time much faster than one row after the other.
@@ -117,15 +98,23 @@ class Ahead {
   int first_ = 0, at_ = 0, end_ = 0, lead_ = 0;
 };
 
-inline void finish(const Job &job, const int32_t *sums) {
+inline void finish(const Job &job, int32_t *__restrict sums) {
   const int32_t correction = job.sum * job.site->offset;
   const int outputs = job.blocks * outputs_per_block(job.site->bits);
   Value *__restrict out = job.out;
   const Value *__restrict scale = job.scale;
-  if (job.add)
-    for (int o = 0; o < outputs; ++o) out[o] += static_cast<Value>(sums[o] - correction) * scale[o];
+  for (int o = 0; o < outputs; ++o) sums[o] -= correction;
+  if (job.steps) {
+    for (int o = 0; o < outputs; ++o) sums[o] = sums[o] * job.steps[o] + (job.add ? job.totals[o] : 0);
+    if (!job.last) {
+      std::memcpy(job.totals, sums, sizeof(int32_t) * outputs);
+      return;
+    }
+  }
+  if (job.add && !job.steps)
+    for (int o = 0; o < outputs; ++o) out[o] += static_cast<Value>(sums[o]) * scale[o];
   else
-    for (int o = 0; o < outputs; ++o) out[o] = static_cast<Value>(sums[o] - correction) * scale[o];
+    for (int o = 0; o < outputs; ++o) out[o] = static_cast<Value>(sums[o]) * scale[o];
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -152,21 +141,28 @@ SPIKEGPT_INLINE __m512i broadcast_four(const int8_t *events) {
   return _mm512_set1_epi32(four);
 }
 
-// Adds 64 bytes of four rows times their events to the sums: 4 vectors, or 8 of weights with 4 bits.
+// Adds 64 bytes of four rows times their events to the sums: 4 vectors, or 8 of weights with 4 bits. Of those the first 4
+// are sums of whole bytes, low + 16 high, and the last 4 of 16 high: `separate` makes low and high of them.
 template <bool four>
 SPIKEGPT_INLINE void add_rows(const uint8_t *const *rows, int at, __m512i events, __m512i *sums) {
-  const __m512i low = _mm512_set1_epi8(15);
+  const __m512i high = _mm512_set1_epi8(static_cast<char>(0xf0));
   __m512i quads[4];
   interleave(_mm512_load_si512(rows[0] + at), _mm512_load_si512(rows[1] + at), _mm512_load_si512(rows[2] + at),
              _mm512_load_si512(rows[3] + at), quads);
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    if (four) {
-      sums[j] = _mm512_dpbusd_epi32(sums[j], _mm512_and_si512(quads[j], low), events);
-      sums[j + 4] = _mm512_dpbusd_epi32(sums[j + 4], _mm512_and_si512(_mm512_srli_epi16(quads[j], 4), low), events);
-    } else {
-      sums[j] = _mm512_dpbusd_epi32(sums[j], quads[j], events);
-    }
+    sums[j] = _mm512_dpbusd_epi32(sums[j], quads[j], events);
+    if (four) sums[j + 4] = _mm512_dpbusd_epi32(sums[j + 4], _mm512_and_si512(quads[j], high), events);
+  }
+}
+
+template <bool four>
+SPIKEGPT_INLINE void separate(__m512i *sums) {
+  if (!four) return;
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    sums[j] = _mm512_sub_epi32(sums[j], sums[j + 4]);
+    sums[j + 4] = _mm512_srai_epi32(sums[j + 4], 4);
   }
 }
 
@@ -183,7 +179,31 @@ SPIKEGPT_INLINE void store_scaled(__m512i sum, const int32_t *scale, bool add, i
 }
 
 SPIKEGPT_INLINE void finish_vector(const Job &job, __m512i sum, __m512i correction, int at) {
-  store_scaled(_mm512_sub_epi32(sum, correction), job.scale + at, job.add, job.out + at);
+  sum = _mm512_sub_epi32(sum, correction);
+  if (!job.steps) {
+    store_scaled(sum, job.scale + at, job.add, job.out + at);
+    return;
+  }
+  const __m128i steps = _mm_load_si128(reinterpret_cast<const __m128i *>(job.steps + at));
+  sum = _mm512_mullo_epi32(sum, _mm512_cvtepu8_epi32(steps));
+  if (job.add) sum = _mm512_add_epi32(sum, _mm512_load_si512(job.totals + at));
+  if (job.last)
+    store_scaled(sum, job.scale + at, false, job.out + at);
+  else
+    _mm512_store_si512(job.totals + at, sum);
+}
+
+template <bool four>
+SPIKEGPT_INLINE void finish_blocks(const Job &job, int blocks, __m512i *sums) {
+  constexpr int vectors = four ? 8 : 4;
+  const __m512i correction = _mm512_set1_epi32(job.sum * job.site->offset);
+#pragma GCC unroll 6
+  for (int block = 0; block < blocks; ++block) {
+    separate<four>(sums + block * vectors);
+#pragma GCC unroll 8
+    for (int j = 0; j < vectors; ++j)
+      finish_vector(job, sums[block * vectors + j], correction, 16 * (block * vectors + j));
+  }
 }
 
 // Few outputs: their sums stay in registers.
@@ -202,43 +222,24 @@ void product_narrow(const Job &job, Ahead &ahead) {
       add_rows<four>(rows, 64 * block, events, sums + block * vectors);
     }
   }
-  const __m512i correction = _mm512_set1_epi32(job.sum * job.site->offset);
-#pragma GCC unroll 24
-  for (int i = 0; i < blocks * vectors; ++i) finish_vector(job, sums[i], correction, 16 * i);
+  finish_blocks<four>(job, blocks, sums);
 }
 
-// Many outputs: their sums are in the L1 cache; 4 or 8 rows are added at a time.
-template <int rows, bool four>
-SPIKEGPT_INLINE void add_wide_rows(const Job &job, Ahead &ahead, int i, __m512i *sums) {
-  constexpr int vectors = four ? 8 : 4;
-  const uint8_t *now[rows];
-  __m512i events[rows / 4];
-  for (int n = 0; n < rows; ++n) now[n] = job.row(i + n);
-  for (int n = 0; n < rows / 4; ++n) events[n] = broadcast_four(job.value + i + 4 * n);
-  for (int block = 0; block < job.blocks; ++block) {
-    __m512i partial[vectors];
-#pragma GCC unroll 8
-    for (int j = 0; j < vectors; ++j) partial[j] = sums[block * vectors + j];
-#pragma GCC unroll 2
-    for (int n = 0; n < rows / 4; ++n) {
-      ahead.used();
-      add_rows<four>(now + 4 * n, 64 * block, events[n], partial);
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < vectors; ++j) sums[block * vectors + j] = partial[j];
-  }
-}
-
+// Many outputs: their sums are in the L1 cache.
 template <bool four>
 void product_wide(const Job &job, Ahead &ahead) {
+  constexpr int vectors = four ? 8 : 4;
   __m512i sums[kPanelOutputs / 16];
-  const int vectors = job.blocks * (four ? 8 : 4);
-  for (int i = 0; i < vectors; ++i) sums[i] = _mm512_setzero_si512();
-  int i = 0;
-  for (; i + 8 <= job.count; i += 8) add_wide_rows<8, four>(job, ahead, i, sums);
-  if (i < job.count) add_wide_rows<4, four>(job, ahead, i, sums);
-  const __m512i correction = _mm512_set1_epi32(job.sum * job.site->offset);
-  for (int v = 0; v < vectors; ++v) finish_vector(job, sums[v], correction, 16 * v);
+  for (int i = 0; i < job.blocks * vectors; ++i) sums[i] = _mm512_setzero_si512();
+  for (int i = 0; i < job.count; i += kRows) {
+    const __m512i events = broadcast_four(job.value + i);
+    const uint8_t *const rows[] = {job.row(i), job.row(i + 1), job.row(i + 2), job.row(i + 3)};
+    for (int block = 0; block < job.blocks; ++block) {
+      ahead.used();
+      add_rows<four>(rows, 64 * block, events, sums + block * vectors);
+    }
+  }
+  finish_blocks<four>(job, job.blocks, sums);
 }
 
 // Blocks that are multiplied at a time when several tokens share them; their sums fill the registers.

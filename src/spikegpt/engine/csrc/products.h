@@ -1,6 +1,6 @@
 // The products of one thread: events are listed once, then every panel of a part reads their rows, and what the next product
-// will read is fetched meanwhile. Local to the translation unit, which says what a `Model` and its `Value` are, scale_of(site),
-// and what becomes of the outputs of a site: settle(site, values, count).
+// will read is fetched meanwhile. Local to the translation unit, which says what a `Model` and its `Value` are, scale_of(site,
+// group), steps_of(site, group), and what becomes of the outputs of a site: settle(site, values, count).
 #pragma once
 
 #include "events.h"
@@ -28,6 +28,33 @@ class Products {
       if (!listed) gather(site, events, pass_.dense, into);
       if (part == 0 && pass_.counts) count(site, events, into, levels_, pass_.counts[site.index]);
     }
+  }
+
+  // Asks for the first rows that a part of the product will read, of inputs that are known to fire: those of one token in
+  // `among`, from a multiple of 64 on. Of `rows` that may be asked for, returns how many are left.
+  int ask_rows(const Site &site, int part, Channels among, int rows) {
+    if (pass_.tokens > 1 || pass_.dense || site.panels_of[part] == site.panels_of[part + 1]) return 0;
+    const Panel &panel = site.panels[site.panels_of[part]];
+    const uint8_t *step[kRows];
+    int count = 0;
+    for (int base = among.begin; base < among.end; base += 64) {
+      for (uint64_t mask = nonzero(site.events + base); mask; mask &= mask - 1) {
+        if (rows <= 0) return 0;
+        step[count++] = panel.weights + static_cast<size_t>(base + lowest(mask)) * panel.stride;
+        if (count < kRows) continue;
+        for (int block = 0; block < panel.blocks; ++block)
+          for (const uint8_t *row : step) prefetch(row + 64 * block);
+        rows -= kRows;
+        count = 0;
+      }
+    }
+    return rows;
+  }
+
+  // How many rows of a part of the product are worth asking for.
+  int rows_ahead(const Site &site, int part) const {
+    const int panel = site.panels_of[part];
+    return panel == site.panels_of[part + 1] ? 0 : kAhead / (64 * site.panels[panel].blocks) + kRows;
   }
 
   // A part of a product of every token; row t of the outputs begins at out + t * stride.
@@ -61,6 +88,9 @@ class Products {
   void submit(const Job &job) {
     Job &slot = jobs_[1 - latest_];
     slot = job;
+    const Channels outputs{0, job.blocks * outputs_per_block(job.site->bits)};
+    if (job.last) ask(job.scale, outputs);
+    if (job.steps) ask(job.steps, outputs);
     ahead_.then(&slot);
     if (waiting_) carry_out();
     latest_ = 1 - latest_;
@@ -82,10 +112,11 @@ class Products {
     for (int group = 0; group < site.groups; ++group) {
       const int from = events.begin[group];
       const bool last = group == site.groups - 1;
+      const uint8_t *steps = steps_of(site, group);
       submit({&site, panel.weights + 64 * block, panel.stride, blocks, events.input + from, events.value + from,
               events.begin[group + 1] - from, events.sum[group],
-              scale_of(site) + static_cast<int64_t>(group) * site.padded + at, by_scratch ? worker_.scratch : out + at,
-              group > 0, last, by_scratch && last ? out + at : nullptr, site.outputs - at});
+              scale_of(site, group) + at, steps ? steps + at : nullptr, worker_.totals,
+              by_scratch ? worker_.scratch : out + at, group > 0, last, by_scratch && last ? out + at : nullptr, site.outputs - at});
     }
   }
 

@@ -5,6 +5,8 @@
 // threads need only wait for each other where all events, or all of the residual, are read.
 #pragma once
 
+#include <utility>
+
 #include "isa.h"
 #include "products.h"
 
@@ -76,12 +78,57 @@ class Walker {
       if (t == 0 || state(t - 1) != state(t)) last = shift;
       Value *normed = row(model_.normed, t);
       normalise(model_, row(model_.x, t), mix.norm, own, normed);
-      for (int i = 0; i < count; ++i)
+      for (int i = 0; i < count; ++i) {
         fire_mixed(model_, *sites[i], mixings[i], last, normed, own, worker_.scratch, state(t), t);
+        if (i == 0) products_.ask_rows(*sites[0], part, own, products_.rows_ahead(*sites[0], part));
+      }
       last = normed;
       if (t + 1 == pass_.tokens || state(t + 1) != state(t))
         std::memcpy(shift + own.begin, last + own.begin, sizeof(Value) * (own.end - own.begin));
     }
+  }
+
+  // Fires a neuron over its channels in runs, and meanwhile asks for the rows of those that have fired.
+  template <class Fire>
+  void by_runs(const Site &site, int part, Channels own, const Fire &fire_run) {
+    constexpr int kRun = 256;
+    int rows = products_.rows_ahead(site, part);
+    for (int begin = own.begin; begin < own.end; begin += kRun) {
+      const Channels run{begin, begin + kRun < own.end ? begin + kRun : own.end};
+      fire_run(run);
+      rows = products_.ask_rows(site, part, run, rows);
+    }
+  }
+
+  // What is read for the first token once the mix is done: by the next one, or in front of the head.
+  void ask_after(const Mix &mix, Channels own) {
+    if (&mix + 1 < model_.mixes + 2 * model_.layers) {
+      ask_listen(*(&mix + 1), own);
+    } else {
+      ask_norm(model_.ln_out, own);
+      ask_neuron(*model_.head, own);
+    }
+  }
+
+  void ask_listen(const Mix &mix, Channels own) {
+    ask_norm(mix.norm, own);
+    ask(state(0) + mix.shift, own);
+    for (const auto &[site, mixing] : {std::pair(mix.key, mix.mix_k), std::pair(mix.receptance, mix.mix_r)}) {
+      ask_mixing(mixing, own);
+      ask_neuron(*site, own);
+    }
+    if (!mix.is_time) return;
+    ask_mixing(mix.mix_v, own);
+    ask_neuron(*mix.value, own);
+  }
+
+  // What the average and the neuron after it will read for the first token.
+  void ask_wkv(const Mix &mix, int part) {
+    const Channels own = channels_of(part);
+    ask(mix.decay, own);
+    ask(mix.first, own);
+    for (int i = 0; i < 3; ++i) ask(state(0) + mix.wkv + static_cast<int64_t>(i) * model_.channels, own);
+    ask_neuron(*mix.output, own);
   }
 
   // A part of a product of every token.
@@ -96,16 +143,20 @@ class Walker {
     Value *const outs[] = {model_.k, model_.v, model_.r};
     section([&](int part) { listen(mix, sites, mixings, 3, part); });
     section([&](int part) {
+      ask_wkv(mix, part);
       for (int i = 0; i < 3; ++i) multiply(*sites[i], i, part, outs[i], model_.stride);
       products_.flush();
       const Channels own = channels_of(part);
       for (int t = 0; t < pass_.tokens; ++t) {
-        wkv(model_, mix, row(model_.k, t), row(model_.v, t), row(model_.r, t), own, state(t) + mix.wkv,
-            worker_.scratch);
-        fire(model_, *mix.output, worker_.scratch, own, state(t), t);
+        by_runs(*mix.output, part, own, [&](Channels run) {
+          wkv(model_, mix, row(model_.k, t), row(model_.v, t), row(model_.r, t), run, state(t) + mix.wkv,
+              worker_.scratch);
+          fire(model_, *mix.output, worker_.scratch, run, state(t), t);
+        });
       }
     });
     section([&](int part) {
+      ask_after(mix, channels_of(part));
       multiply(*mix.output, 0, part, model_.k, model_.stride);
       products_.flush();
       for (int t = 0; t < pass_.tokens; ++t) add(model_, row(model_.k, t), channels_of(part), row(model_.x, t));
@@ -117,13 +168,16 @@ class Walker {
     const Model::Mixing mixings[] = {mix.mix_k, mix.mix_r};
     section([&](int part) { listen(mix, sites, mixings, 2, part); });
     section([&](int part) {
+      ask_neuron(*mix.value, outputs_of(*mix.key, part));
       multiply(*mix.key, 0, part, model_.hidden, model_.hidden_stride);
       multiply(*mix.receptance, 1, part, model_.r, model_.stride);
       products_.flush();
       const Channels own = outputs_of(*mix.key, part);
-      for (int t = 0; t < pass_.tokens; ++t) fire_hidden(model_, *mix.value, hidden(t), own, state(t), t);
+      for (int t = 0; t < pass_.tokens; ++t)
+        by_runs(*mix.value, part, own, [&](Channels run) { fire_hidden(model_, *mix.value, hidden(t), run, state(t), t); });
     });
     section([&](int part) {
+      ask_after(mix, channels_of(part));
       multiply(*mix.value, 0, part, model_.k, model_.stride);
       products_.flush();
       for (int t = 0; t < pass_.tokens; ++t)
@@ -135,7 +189,7 @@ class Walker {
     const Channels own = channels_of(part);
     for (int t = 0; t < pass_.tokens; ++t) {
       normalise(model_, row(model_.x, t), model_.ln_out, own, worker_.scratch);
-      fire(model_, *model_.head, worker_.scratch, own, state(t), t);
+      by_runs(*model_.head, part, own, [&](Channels run) { fire(model_, *model_.head, worker_.scratch, run, state(t), t); });
     }
   }
 

@@ -2,6 +2,7 @@
 // translation unit. Widths were checked when the constants were made: nothing here can overflow.
 #pragma once
 
+#include "../prefetch.h"
 #include "model.h"
 
 namespace {
@@ -12,7 +13,15 @@ using fixed::Model;
 using Value = int32_t;
 
 // What a product's sum is multiplied by.
-inline const int32_t *scale_of(const fixed::Site &site) { return site.multiplier; }
+inline const int32_t *scale_of(const fixed::Site &site, int group) {
+  return site.multiplier + static_cast<int64_t>(group) * site.padded;
+}
+inline const uint8_t *steps_of(const fixed::Site &, int) { return nullptr; }
+
+// What the loops below read besides values.
+inline void ask_norm(const fixed::Norm &norm, Channels own) { ask(norm.gain, own), ask(norm.bias, own); }
+inline void ask_mixing(const fixed::Mixing &mixing, Channels own) { ask(mixing.multiplier, own); }
+inline void ask_neuron(const fixed::Site &, Channels) {}
 
 // Tables are never where a loop writes; compilers cannot know.
 #if defined(__clang__)
