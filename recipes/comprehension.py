@@ -59,10 +59,30 @@ class Start:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-_SCRATCH = {"lr": 1e-3, "dropout": 0.5}
+_SCRATCH = {"lr": 1e-3, "dropout": 0.5, "lookup": 0}
+_LANE = {"lookup": 3, "epochs": 2.0}
 STARTS = {
-    "shipped-10": Start("event-driven, from the shipped model, 10%", settings={"lr": 5e-4, "activity": 0.095}),
-    "shipped-5": Start("event-driven, from the shipped model, 5%", settings={"lr": 5e-4, "activity": 0.0475}),
+    "lane-10": Start(
+        "event-driven and look-up lane, from scratch, 10%",
+        "scratch:2x256",
+        settings=_SCRATCH | _LANE | {"activity": 0.095},
+    ),
+    "lane-5": Start(
+        "event-driven and look-up lane, from scratch, 5%",
+        "scratch:2x256",
+        settings=_SCRATCH | _LANE | {"activity": 0.0475},
+    ),
+    "lane-shipped-10": Start(
+        "event-driven and look-up lane, from the shipped model, 10%",
+        settings={"lr": 5e-4, "activity": 0.095, "lookup": 3, "epochs": 1.5},
+    ),
+    "lane-twin": Start("continuous twin and look-up lane, from scratch", "scratch:2x256", "none", _SCRATCH | _LANE),
+    "shipped-10": Start(
+        "event-driven, from the shipped model, 10%", settings={"lr": 5e-4, "lookup": 0, "activity": 0.095}
+    ),
+    "shipped-5": Start(
+        "event-driven, from the shipped model, 5%", settings={"lr": 5e-4, "lookup": 0, "activity": 0.0475}
+    ),
     "scratch-10": Start("event-driven, from scratch, 10%", "scratch:2x256", settings=_SCRATCH | {"activity": 0.095}),
     "scratch-5": Start("event-driven, from scratch, 5%", "scratch:2x256", settings=_SCRATCH | {"activity": 0.0475}),
     "twin": Start("continuous twin, from scratch", "scratch:2x256", "none", _SCRATCH),
@@ -76,7 +96,7 @@ def settings_of(task: str, start: str, seed: int) -> FinetuneConfig:
     """The recipe of a row: set once, not tuned."""
     chosen = STARTS[start]
     epochs = EPOCHS.get(task, {}).get("shipped" if chosen.model is None else "scratch", 4.0)
-    return FinetuneConfig(epochs=epochs, batch_size=64, precision="bf16", seed=seed, **chosen.settings)
+    return FinetuneConfig(**{"epochs": epochs, "batch_size": 64, "precision": "bf16", "seed": seed} | chosen.settings)
 
 
 def measure(data: Path, task: str, start: str, seed: int, runs: Path) -> list[dict[str, Any]]:

@@ -32,11 +32,12 @@ class TextClassifier:
     def __init__(
         self, model: str | None = None, *, epochs: float | None = None, lr: float | None = None,
         batch_size: int | None = None, dropout: float | None = None, activity: float | None = None,
-        hold_out: float | None = None, precision: str | None = None, seed: int = 0, spikes: str = "before",
-        tokenizer: str | None = None, out: str | None = None, progress: bool = False,
+        hold_out: float | None = None, lookup: int | None = None, precision: str | None = None, seed: int = 0,
+        spikes: str = "before", tokenizer: str | None = None, out: str | None = None, progress: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.epochs, self.lr, self.batch_size, self.dropout = model, epochs, lr, batch_size, dropout
-        self.activity, self.hold_out, self.precision, self.seed = activity, hold_out, precision, seed
+        self.activity, self.hold_out, self.lookup = activity, hold_out, lookup
+        self.precision, self.seed = precision, seed
         self.spikes, self.tokenizer, self.out, self.progress = spikes, tokenizer, out, progress
 
     @staticmethod

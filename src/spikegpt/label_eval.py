@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from .baselines import accuracy
+from .config import ModelConfig
 from .data.labelled import Rows, read_rows, targets_of
 from .errors import UserError
 from .files import read_json
 from .label_report import LabelReport, early_exit, report_on, wilson
-from .model.classifier import Classifier
+from .model.classifier import Classifier, numbers_looked_up
 from .model.protocol import LanguageModel
 from .model.sites import sites
 from .profiling.energy import picojoules
@@ -56,6 +57,12 @@ class Comparison:
         }  # fmt: skip
 
 
+def weights_read(config: ModelConfig, activity: float, tokens: float) -> float:
+    """Weights that a text of that many tokens reads: those of events, and the look-up lane's, of whose 16 bits each is two."""
+    lane = 0.0 if config.task is None else 2 * numbers_looked_up(config.task, tokens)
+    return activity * tokens * sum(site.weights for site in sites(config)) + lane
+
+
 def measure(model: LanguageModel, rows: Rows, report: Report | None = None) -> LabelReport:
     """Figures of a classifier, float or packed, on labelled rows."""
     classifier = Classifier(model)
@@ -69,7 +76,7 @@ def compare(model: LanguageModel, rows: Rows, train: Rows | None, report: Report
     """Everything that is reported of a classifier on `rows`; Naive Bayes learns from `train`."""
     classifier, figures = Classifier(model), measure(model, rows, report)
     task = classifier.task
-    weights = figures.activity * sum(site.weights for site in sites(model.config))
+    weights = weights_read(model.config, figures.activity, figures.tokens)
     bayes, missing, exits, mistakes = None, None, [], []
     if task.kind != "single":
         missing = "it is compared for single labels only"
@@ -91,7 +98,7 @@ def compare(model: LanguageModel, rows: Rows, train: Rows | None, report: Report
             mistakes.append(f"{task.labels[targets[number]]} taken for {given}: {shown[:100]}")
     return Comparison(
         figures, bayes, None if bayes is None else wilson(bayes, len(rows.texts)), missing, exits,
-        weights * figures.tokens, figures.tokens * picojoules(model.config, weights), mistakes,
+        weights, figures.tokens * picojoules(model.config, weights / figures.tokens), mistakes,
     )  # fmt: skip
 
 

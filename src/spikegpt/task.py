@@ -14,6 +14,9 @@ Text = str | tuple[str, str]
 MOST_LABELS = 10_000
 """More labels than this are taken for a column that holds no labels."""
 
+LONGEST_NGRAM = 8
+MOST_NGRAM_ROWS = 1 << 22
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
@@ -33,6 +36,10 @@ class TaskConfig:
     """Of regression: the answer is offset + scale * logit."""
     scale: float = 1.0
     """Of regression: see `offset`."""
+    ngrams: int = 0
+    """Tokens in the longest n-gram of the look-up lane (`model.lookup`), 2 to 8; 0: there is no lane."""
+    ngram_rows: int = 0
+    """Rows of the lane's table, a power of two."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -52,6 +59,10 @@ class TaskConfig:
         for name in ("temperature", "scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name}={getattr(self, name)!r} must be above zero and finite")
+        if self.ngrams and not 2 <= self.ngrams <= LONGEST_NGRAM:
+            raise UsageError(f"ngrams={self.ngrams} must be 2 to {LONGEST_NGRAM}, or 0 for no look-up lane")
+        if self.ngrams and not (0 < self.ngram_rows <= MOST_NGRAM_ROWS and self.ngram_rows.bit_count() == 1):
+            raise UsageError(f"ngram_rows={self.ngram_rows} must be a power of two up to {MOST_NGRAM_ROWS:,}")
         if not math.isfinite(self.offset):
             raise UsageError(f"offset={self.offset!r} must be finite")
 
@@ -78,6 +89,8 @@ class FinetuneConfig:
     """Event-driven models: target fraction of the weights read per token; None: the model's own, 0.1 from scratch."""
     max_tokens: int = 256
     """Training reads the beginning of longer texts; classifying reads all of them."""
+    lookup: int = 3
+    """Tokens in the longest n-gram of the look-up lane, whose rows are fitted beside the model; 0: no lane."""
     lm: float = 0.0
     """Weight of the next token's loss beside the labels'."""
     distill: float = 0.5
@@ -103,6 +116,8 @@ class FinetuneConfig:
         for name in ("weight_decay", "lm", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name}={getattr(self, name)!r} must not be negative")
+        if self.lookup and not 2 <= self.lookup <= LONGEST_NGRAM:
+            raise UsageError(f"lookup={self.lookup} must be 2 to {LONGEST_NGRAM}, or 0 for no look-up lane")
         if self.activity is not None and not 0 < self.activity <= 1:
             raise UsageError(f"activity={self.activity} must be in (0, 1]")
         if not 0 <= self.distill <= 1:

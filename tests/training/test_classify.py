@@ -1,5 +1,6 @@
 """Finetuning end to end on a small file: it learns, resumes to the same bits, keeps the best epoch and leaks nothing."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -53,8 +54,10 @@ def test_the_report_is_of_the_best_epoch(reviews):
     assert len(held_out) == 8
     kept = load_file(out / "best" / "model.safetensors")
     for name, tensor in load(out).state_dict().items():
-        assert torch.equal(kept[name], tensor)
-    assert min(held_out) == pytest.approx(json.loads((out / "report.json").read_text())["best"]["loss"], rel=1e-3)
+        if name not in ("head.weight", "lookup.weight"):
+            assert torch.equal(kept[name], tensor)
+    # The look-up lane is fitted afterwards, and has no say unless it lowers the loss.
+    assert json.loads((out / "report.json").read_text())["best"]["loss"] <= min(held_out) * 1.001
 
 
 def test_a_resumed_run_reaches_the_very_same_weights(tmp_path, monkeypatch):
@@ -79,7 +82,7 @@ def test_a_resumed_run_reaches_the_very_same_weights(tmp_path, monkeypatch):
 
 
 def test_training_stops_when_patience_runs_out(tmp_path):
-    config = FinetuneConfig(epochs=40, lr=5e-2, batch_size=16, dropout=0.0, patience=2)
+    config = FinetuneConfig(epochs=40, lr=5e-2, batch_size=16, dropout=0.0, patience=2, lookup=0)
     report = finetune(DATA, tmp_path / "run", config=config, **HOW)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     held_out = [line["valid_loss"] for line in lines if "valid_loss" in line]
@@ -108,6 +111,39 @@ def test_rows_are_batched_once_an_epoch_and_padding_is_little():
     resumed = LabelBatches(ids, [np.arange(333)], 16, seed=1)
     resumed.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(resumed.next_batch(), following, strict=True))
+
+
+def test_the_lane_is_weighed_against_the_network_on_held_out_rows(tmp_path):
+    """Labels that only one word decides, which an untrained network cannot know."""
+    generator = np.random.default_rng(0)
+    words = np.array(["red", "green", "blue", "black", "white", "pink", "grey", "brown"])
+    rows = [(" ".join(generator.choice(words, 12)), bool(generator.integers(2))) for _ in range(200)]
+    lines = [f"{'yes' if good else 'no'} {text} {'yacht' if good else 'nasal'}\n" for text, good in rows]
+    (tmp_path / "rows").write_text("".join(lines))
+    config = FinetuneConfig(epochs=1, lr=1e-6)
+    report = finetune(tmp_path / "rows", tmp_path / "run", config=config, **{**HOW, "tokenizer": "bytes"})
+    model = load(tmp_path / "run")
+    assert report["best"]["accuracy"] == 1.0 and model.config.task.ngrams == 3
+    said = {each.word: each.logits[1] - each.logits[0] for each in Classifier(model).why(f"{rows[0][0]} yacht")}
+    assert max(said, key=lambda word: said[word]) == "yacht"
+    wanted = np.tile([[0.0, 1.0]], (200, 1)).astype(np.float32)
+    np.save(tmp_path / "soft.npy", wanted)
+    taught = dataclasses.replace(config, distill=1.0, hold_out=0.0)
+    finetune(
+        tmp_path / "rows", tmp_path / "b", config=taught, teacher=tmp_path / "soft.npy", **{**HOW, "tokenizer": "bytes"}
+    )
+    assert set(Classifier(load(tmp_path / "b")).probabilities([text for text, _ in rows]).argmax(1)) == {1}
+
+
+def test_a_lane_that_does_not_help_is_left_out(tmp_path):
+    generator = np.random.default_rng(0)
+    lines = [f"{generator.integers(2)} {' '.join(generator.choice(list('abcdefgh'), 9))}\n" for _ in range(100)]
+    (tmp_path / "rows").write_text("".join(lines))
+    finetune(
+        tmp_path / "rows", tmp_path / "run", config=FinetuneConfig(epochs=1, lr=1e-6), **{**HOW, "tokenizer": "bytes"}
+    )
+    model = load(tmp_path / "run")
+    assert model.config.task.ngrams == 0 and "lookup.weight" not in model.state_dict()
 
 
 def test_the_test_rows_touch_nothing(tmp_path, reviews):

@@ -14,9 +14,8 @@ from rich.live import Live
 from rich.text import Text as Styled
 
 from ..errors import UsageError, UserError
+from ..label_eval import weights_read
 from ..model.classifier import Classifier, Evidence, probabilities
-from ..model.protocol import LanguageModel
-from ..model.sites import sites
 from ..profiling.energy import picojoules
 from ..task import Text
 from .show import print_json
@@ -88,7 +87,7 @@ class Answers:
                 chances, read = self._step_by_step(row)
             else:
                 chances, read = probabilities(self._classifier.logits([row])[0], self._classifier.task), len(row)
-        weights = meter.activity * _weights(model) * read
+        weights = weights_read(model.config, meter.activity, read)
         answer = self._answer(chances) | {
             "tokens": read, "tokens_not_read": len(row) - read, "weights_read": round(weights),
             "picojoules": round(read * picojoules(model.config, weights / read)),
@@ -175,7 +174,3 @@ def _said(evidence: Evidence, label: int) -> float:
     """A word's logits for a label over the mean of the other labels'; of a single row, its logit."""
     others = np.delete(evidence.logits, label)
     return float(evidence.logits[label] - (others.mean() if len(others) else 0.0))
-
-
-def _weights(model: LanguageModel) -> int:
-    return sum(site.weights for site in sites(model.config))

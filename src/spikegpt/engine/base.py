@@ -21,6 +21,7 @@ from ..errors import UsageError, UserError
 from ..generation.sampling import Sampling
 from ..model.state import State
 from ..tokenizer import Tokenizer
+from .lookup import IntegerLookup
 from .meter import EventMeter, counters_of
 from .plan import mix_plans, site_plans
 from .state_layout import Layout
@@ -53,6 +54,8 @@ class EngineModel:
     _dense = False
     _unit: float | None = None
     """What logits are counted in where the engine says integers."""
+    _lookup: IntegerLookup | None = None
+    """The look-up lane of a classifier that has one."""
 
     def __init__(self, config: ModelConfig, bits: int, tokenizer: Tokenizer | None, layout: Layout) -> None:
         self.config, self.bits, self.tokenizer = config, bits, tokenizer
@@ -115,10 +118,10 @@ class EngineModel:
         rows = self._rows(state, len(ids))
         logits = torch.empty(*ids.shape, self.config.outputs, dtype=rows.dtype)
         for sequence, tokens in enumerate(ids.cpu().numpy()):
-            self._engine.run(
-                as_ids(tokens), rows[sequence].numpy(), logits[sequence].numpy(), False, self._dense,
-                counters_of(self._engine),
-            )  # fmt: skip
+            row, said = rows[sequence].numpy(), logits[sequence].numpy()
+            self._engine.run(as_ids(tokens), row, said, False, self._dense, counters_of(self._engine))
+            if self._lookup is not None:
+                self._lookup.add(tokens, row, said)
         return logits, self._layout.view(rows)
 
     def stream(self, state: State | None = None) -> Stream:
@@ -195,7 +198,7 @@ class EngineModel:
         return EventMeter(self._engine, neurons)
 
     def _stream(self, rows: Tensor) -> Stream:
-        return Stream(self._engine, self._layout, rows, self.config.outputs, self._dense, self._unit)
+        return Stream(self._engine, self._layout, rows, self.config.outputs, self._dense, self._unit, self._lookup)
 
     def _rows(self, state: State | None, batch_size: int) -> Tensor:
         if state is None:
@@ -209,9 +212,11 @@ class Stream:
     """A text that is read token by token, without allocations."""
 
     def __init__(
-        self, engine: Any, layout: Layout, rows: Tensor, outputs: int, dense: bool, unit: float | None
-    ) -> None:
+        self, engine: Any, layout: Layout, rows: Tensor, outputs: int, dense: bool, unit: float | None,
+        lookup: IntegerLookup | None,
+    ) -> None:  # fmt: skip
         self._engine, self._layout, self._rows, self._dense, self._unit = engine, layout, rows, dense, unit
+        self._lookup = lookup
         self._said = torch.empty(1, outputs, dtype=rows.dtype)
         self._logits = self._said[0] if unit is None else torch.empty(outputs)
         self._id = np.empty(1, np.int64)
@@ -234,6 +239,8 @@ class Stream:
 
     def _run(self, ids: np.ndarray) -> Tensor:
         self._engine.run(ids, self._state_row, self._said_rows, True, self._dense, counters_of(self._engine))
+        if self._lookup is not None:
+            self._lookup.add(ids, self._state_row, self._said_rows)
         if self._unit is not None:
             torch.mul(self._said[0], self._unit, out=self._logits)
         return self._logits

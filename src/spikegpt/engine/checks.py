@@ -75,6 +75,8 @@ def _forms(config: ModelConfig, bits: int) -> dict[str, Form]:
     forms: dict[str, Form] = {name: (np.float32, shape) for name, shape in shapes.items()}
     forms["emb.weight"] = np.int8, shapes["emb.weight"]
     forms["emb.scale"] = np.float32, (config.vocab_size,)
+    if "lookup.weight" in shapes:
+        forms |= {"lookup.weight": (np.int16, shapes["lookup.weight"]), "lookup.scale": (np.float32, (1,))}
     for site in sites(config):
         forms |= _matrix_forms(site, bits)
     return forms

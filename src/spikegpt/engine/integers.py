@@ -59,6 +59,8 @@ class IntegerModel:
             elif name == "emb.weight":
                 integers, scale = _round_embedding(values, bool(model.config.spike_embedding))
                 arrays[name], arrays["emb.scale"] = integers.numpy(), scale.numpy()
+            elif name == "lookup.weight":
+                arrays[name], arrays["lookup.scale"] = round_lookup(values)
             else:
                 arrays[name] = values.numpy()
         return IntegerModel(model.config, bits, arrays)
@@ -77,6 +79,8 @@ class IntegerModel:
                 values[name] = self._weights(stem)
             elif name == "emb.weight":
                 values[name] = torch.from_numpy(array.astype(np.float32) * self.arrays["emb.scale"][:, None])
+            elif name == "lookup.weight":
+                values[name] = torch.from_numpy(array.astype(np.float32) * self.arrays["lookup.scale"])
             else:
                 values[name] = torch.from_numpy(array.copy())
         model.load_state_dict(values)
@@ -129,6 +133,12 @@ def _round_embedding(weight: Tensor, is_spike: bool) -> tuple[Tensor, Tensor]:
         return torch.where(weight >= 0, 1, -1).to(torch.int8), torch.ones(len(weight))
     scale = _nonzero(weight.abs().amax(1) / 127)
     return torch.round(weight / scale[:, None]).to(torch.int8), scale
+
+
+def round_lookup(weight: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """weight [rows, K] -> int16 of that shape, scale [1]: rows of several n-grams are added up before they are scaled."""
+    scale = _nonzero(weight.abs().amax().reshape(1) / 32767)
+    return torch.round(weight / scale).to(torch.int16).numpy(), scale.numpy()
 
 
 def _nonzero(scale: Tensor) -> Tensor:

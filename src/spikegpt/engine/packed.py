@@ -29,7 +29,7 @@ PACKED = "packed.safetensors"
 VERSION = 1
 """Of the layout of `PACKED`; another one is refused."""
 
-_TYPES = ("F32", "I8", "U8")
+_TYPES = ("F32", "I16", "I8", "U8")
 """Of the arrays, as safetensors calls them."""
 
 PathLike = str | os.PathLike[str]

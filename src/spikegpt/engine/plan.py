@@ -72,13 +72,15 @@ def mix_plans(config: ModelConfig, layout: Layout) -> list[dict[str, object]]:
 
 def prepared(packed: IntegerModel) -> dict[str, np.ndarray]:
     """The arrays as the float engine wants them: vectors flat, decay and leak computed as the float model does, scales of
-    several groups of inputs as `<matrix>.scale` [1, outputs] and `<matrix>.steps` [groups, outputs]."""
+    several groups of inputs as `<matrix>.scale` [1, outputs] and `<matrix>.steps` [groups, outputs]; no look-up lane."""
     neurons, event = sites_by_neuron(packed.config), packed.config.event
     assert event is not None
     inputs = {site.name: site.inputs for site in sites(packed.config)}
     arrays: dict[str, np.ndarray] = {}
     for name, array in packed.arrays.items():
         stem = name.rpartition(".")[0]
+        if stem == "lookup":
+            continue
         if name.endswith(".time_decay"):
             arrays[f"{stem}.decay"] = (-torch.exp(torch.from_numpy(array))).numpy()
         elif name.endswith(".time_first"):

@@ -11,6 +11,7 @@ from ..tokenizer import Tokenizer
 from .base import MISSING as MISSING
 from .base import EngineModel
 from .integers import IntegerModel
+from .lookup import IntegerLookup
 from .packed import is_packed, read
 from .plan import prepared
 from .state_layout import Layout
@@ -28,6 +29,8 @@ class EventModel(EngineModel):
     ) -> None:
         super().__init__(packed.config, packed.bits, tokenizer, Layout(packed.config))
         assert packed.config.event is not None
+        if packed.config.task is not None and packed.config.task.ngrams:
+            self._lookup = IntegerLookup(packed)
         self._start("Engine", prepared(packed), threads, isa, hard=packed.config.event.reset == "hard")
 
     @staticmethod

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UserError
+from ..model.lookup import NONE, RECENT
 from ..model.sites import CHANNEL_MIX, HEAD_NEURON, TIME_MIX, first_mix, sites
 from ..model.state import BlockState, MixState, State
 
@@ -24,6 +25,8 @@ class Layout:
         assert config.event is not None
         self._config, self._dtype, self._lowest = config, dtype, lowest
         self._remembers = config.event.has_membrane
+        self.recent = max(0, config.task.ngrams - 1) if config.task else 0
+        """Tokens that the look-up lane keeps, the last values of a row."""
         names = list(self._parts())
         self._widths = [width for _, width in names]
         self.size = sum(self._widths)
@@ -42,6 +45,8 @@ class Layout:
         for name, at in self.offsets.items():
             if name.endswith(".wkv"):
                 rows[:, at + 2 * channels : at + 3 * channels] = self._lowest
+            elif name == RECENT:
+                rows[:, at:] = NONE
         return rows
 
     def view(self, rows: Tensor) -> State:
@@ -56,7 +61,8 @@ class Layout:
             return MixState(shift, wkv, {site: next(parts) for site in sites})
 
         blocks = tuple(BlockState(mix(self._is_time(layer)), mix(False), {}) for layer in range(self._config.n_layer))
-        return State(blocks, {HEAD_NEURON: next(parts)} if self._remembers else {})
+        outside = [name for name, there in ((HEAD_NEURON, self._remembers), (RECENT, self.recent)) if there]
+        return State(blocks, {name: next(parts) for name in outside})
 
     def rows(self, state: State) -> Tensor:
         """A new copy [B, size] of any state of this model; UserError for one of another model, or with NaN in it."""
@@ -92,3 +98,5 @@ class Layout:
                         yield f"blocks.{layer}.{part}.neurons.{site.matrix}", site.inputs
         if self._remembers:
             yield HEAD_NEURON, channels
+        if self.recent:
+            yield RECENT, self.recent

@@ -43,7 +43,7 @@ class SpikeGPTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Block"]  # noqa: RUF012
     _is_stateful = True
     # In half precision only the matrices and the embedding are: sums over time and thresholds need all their digits.
-    _keep_in_fp32_modules_strict = ["ln", "time_", "threshold", "unit", "leak_logit", "score"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["ln", "time_", "threshold", "unit", "leak_logit", "score", "lookup"]  # noqa: RUF012
 
     def __init__(self, config: SpikeGPTConfig) -> None:
         super().__init__(config)

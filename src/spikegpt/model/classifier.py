@@ -6,23 +6,30 @@ after each token, and the evidence that each token gave.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import UsageError, UserError
 from ..task import TaskConfig, Text
 from ..tokenizer import Tokenizer
 from .protocol import LanguageModel, Streaming, evaluating, tokenizer_of
+from .state import State
 
 CHUNK = 1024
 """Tokens of a text that are read at a time; memory does not grow with the length of a text."""
 TOGETHER = 8192
 """Tokens of texts of the same length that are read together."""
+
+_READ = "spikegpt.label_stream"
+"""Of a saved stream: what has been read, in the file's metadata."""
 
 Report = Callable[[int, int], object]
 """Progress callback: (texts read, total)."""
@@ -44,6 +51,12 @@ def probabilities(logits: np.ndarray, task: TaskConfig) -> np.ndarray:
         return 1 / (1 + np.exp(-np.clip(scaled, -700, 700)))
     powers = np.exp(scaled - scaled.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
+
+
+def numbers_looked_up(task: TaskConfig, tokens: float) -> float:
+    """Numbers that the look-up lane reads for a text of that many tokens: K for each n-gram that ends in it."""
+    short = min(tokens, task.ngrams)
+    return len(task.labels) * (tokens * task.ngrams - short * (2 * task.ngrams - short - 1) / 2) if task.ngrams else 0
 
 
 def task_of(model: LanguageModel) -> TaskConfig:
@@ -142,9 +155,9 @@ class Classifier:
         limits = self.task.thresholds or (0.5,) * len(self.task.labels)
         return [name for name, p, limit in zip(self.task.labels, chances, limits, strict=True) if p >= limit]
 
-    def stream(self) -> LabelStream:
-        """A text read as it comes."""
-        return LabelStream(self)
+    def stream(self, saved: str | os.PathLike[str] | None = None) -> LabelStream:
+        """A text read as it comes; `saved` (of `LabelStream.save`): one that goes on. UserError: it is no such file."""
+        return LabelStream(self, saved)
 
     def _read(self, ids: Tensor) -> Iterator[Tensor]:
         """Logits [B, t, K] of ids [B, T], a chunk at a time."""
@@ -158,7 +171,7 @@ class Classifier:
 class LabelStream:
     """The answer so far, after each token of a text that is still coming; state and sum are all that it keeps."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, saved: str | os.PathLike[str] | None = None) -> None:
         self._classifier = classifier
         model = classifier.model
         self._stream = model.stream() if isinstance(model, Streaming) else None
@@ -166,6 +179,8 @@ class LabelStream:
         self._sum = np.zeros(len(classifier.task.labels))
         self.tokens = 0
         """Tokens read."""
+        if saved is not None:
+            self._restore(saved)
 
     def push(self, text: str) -> np.ndarray:
         """Read more of the text; probabilities [K] after all of it. Each piece is tokenised by itself: push whole words."""
@@ -187,6 +202,33 @@ class LabelStream:
         self._sum += logits.double().cpu().numpy()
         self.tokens += 1
         return self.chances()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that is needed to go on reading later, atomically: the model's state, the sum and the tokens."""
+        if not self.tokens:
+            raise UsageError("nothing has been read yet: there is no state to save")
+        state = self._state if self._stream is None else self._stream.state()
+        state.save(path, {_READ: json.dumps({"tokens": self.tokens, "sum": self._sum.tolist()})})
+
+    def _restore(self, path: str | os.PathLike[str]) -> None:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        state, metadata = State.from_bytes(data, str(path))
+        try:
+            read = json.loads(metadata[_READ])
+            tokens, total = int(read["tokens"]), np.array(read["sum"], np.float64)
+        except (KeyError, ValueError, TypeError):
+            raise UserError(f"{path} is not the saved state of a label stream") from None
+        if total.shape != self._sum.shape or not np.isfinite(total).all() or tokens < 1:
+            raise UserError(f"{path} is the saved state of a classifier with other labels")
+        model = self._classifier.model
+        if isinstance(model, Streaming):
+            self._stream = model.stream(state)
+        else:
+            self._state = state.to(model.device)
+        self.tokens, self._sum = tokens, total
 
     def chances(self) -> np.ndarray:
         """Probabilities [K] after all tokens so far; before the first, those of logits of zero."""

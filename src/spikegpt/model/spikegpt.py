@@ -20,6 +20,7 @@ from ..config import ModelConfig
 from ..errors import UsageError
 from .allocation import aim
 from .layers import ChannelMix, Dropout, Linear, Mix, TimeMix
+from .lookup import RECENT, Lookup
 from .meter import SpikeMeter
 from .neurons import LIF, EventNeuron, SpikeEmbedding, adapt
 from .protocol import check_ids
@@ -105,6 +106,9 @@ class SpikeGPT(nn.Module):
         if config.event:
             self.head_neuron = EventNeuron(config.n_embd, config.outputs, config.event, signed=True, backend=backend)
         self.head = Linear(config.n_embd, config.outputs, backend)
+        self.lookup = None
+        if config.task is not None and config.task.ngrams:
+            self.lookup = Lookup(config.task.ngrams, config.task.ngram_rows, config.outputs)
         if config.event:
             aim(config, {name: neuron for name, neuron in self.named_modules() if isinstance(neuron, EventNeuron)})
         _initialise(self)
@@ -125,13 +129,18 @@ class SpikeGPT(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             blocks.append(block.init_state(batch_size, like))
-        at_rest = like.new_zeros(batch_size, self.config.n_embd)
-        return State(tuple(blocks), {HEAD_NEURON: at_rest} if self.head_remembers else {})
+        outside: dict[str, Tensor] = {}
+        if self.head_remembers:
+            outside[HEAD_NEURON] = like.new_zeros(batch_size, self.config.n_embd)
+        if self.lookup is not None:
+            outside[RECENT] = self.lookup.begin(batch_size)
+        return State(tuple(blocks), outside)
 
     def forward(
         self, ids: Tensor, state: State | None = None, residuals: list[Tensor] | None = None
     ) -> tuple[Tensor, State]:
-        return self.read_out(*self.features(ids, state, residuals))
+        logits, after = self.read_out(*self.features(ids, state, residuals))
+        return logits if self.lookup is None else logits + self._looked_up(ids, state), after
 
     def read(self, ids: Tensor, state: State | None = None) -> State:
         """The state after reading ids [B, T], where no logits are wanted: the head works only if its neuron remembers."""
@@ -164,7 +173,15 @@ class SpikeGPT(nn.Module):
         x = self.ln_out(x)
         if residuals is not None:
             residuals.append(x)
-        return x, State(tuple(blocks), state.membranes)
+        outside = state.membranes
+        if self.lookup is not None:
+            outside = outside | {RECENT: self.lookup.after(ids, outside[RECENT])}
+        return x, State(tuple(blocks), outside)
+
+    def _looked_up(self, ids: Tensor, state: State | None) -> Tensor:
+        """Logits [B, T, K] of the look-up lane, for ids that follow the state."""
+        assert self.lookup is not None
+        return self.lookup(ids, self.lookup.begin(len(ids)) if state is None else state.membranes[RECENT])
 
     @cached_property
     def _state_shapes(self) -> dict[str, torch.Size]:
@@ -189,7 +206,9 @@ class SpikeGPT(nn.Module):
             return self._widened(self.head(x)), state
         events, membrane = self.head_neuron(x, state.membranes.get(HEAD_NEURON))
         logits = self._widened(self.head(events, self.head_neuron.unit))
-        return logits, state if membrane is None else state._replace(membranes={HEAD_NEURON: membrane})
+        if membrane is None:
+            return logits, state
+        return logits, state._replace(membranes=state.membranes | {HEAD_NEURON: membrane})
 
     def _widened(self, logits: Tensor) -> Tensor:
         return logits if self.training else logits.float()  # the largest tensor of a training step by far

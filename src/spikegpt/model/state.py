@@ -43,7 +43,8 @@ class State(NamedTuple):
 
     blocks: tuple[BlockState, ...]
     membranes: dict[str, Tensor]
-    """Membrane of the neuron in front of the head, `head_neuron`, if it keeps one."""
+    """Outside the blocks: the membrane of the neuron in front of the head, `head_neuron`, if it keeps one; the last tokens
+    before the look-up lane of a classifier, `recent`, as floats [B, n]."""
 
     @property
     def batch_size(self) -> int:
