@@ -63,20 +63,22 @@ _SCRATCH = {"lr": 1e-3, "dropout": 0.5, "lookup": 0}
 _LANE = {"lookup": 3, "epochs": 2.0}
 STARTS = {
     "lane-10": Start(
-        "event-driven and look-up lane, from scratch, 10%",
-        "scratch:2x256",
+        "event-driven and look-up lane, from scratch (2x128), 10%",
+        "scratch:2x128",
         settings=_SCRATCH | _LANE | {"activity": 0.095},
     ),
     "lane-5": Start(
-        "event-driven and look-up lane, from scratch, 5%",
-        "scratch:2x256",
+        "event-driven and look-up lane, from scratch (2x128), 5%",
+        "scratch:2x128",
         settings=_SCRATCH | _LANE | {"activity": 0.0475},
     ),
     "lane-shipped-10": Start(
         "event-driven and look-up lane, from the shipped model, 10%",
         settings={"lr": 5e-4, "activity": 0.095, "lookup": 3, "epochs": 1.5},
     ),
-    "lane-twin": Start("continuous twin and look-up lane, from scratch", "scratch:2x256", "none", _SCRATCH | _LANE),
+    "lane-twin": Start(
+        "continuous twin and look-up lane, from scratch (2x128)", "scratch:2x128", "none", _SCRATCH | _LANE
+    ),
     "shipped-10": Start(
         "event-driven, from the shipped model, 10%", settings={"lr": 5e-4, "lookup": 0, "activity": 0.095}
     ),
@@ -213,7 +215,8 @@ def _cell(lines: list[dict[str, Any]], task: str) -> str:
 
 def _short(report: dict[str, Any]) -> dict[str, Any]:
     names = ("accuracy", "interval", "macro_f1", "calibration_error", "activity", "tokens", "rows")
-    return {name: round(report[name], 4) for name in names}
+    exits = {"early_exit": report["early_exit"]} if "early_exit" in report else {}
+    return {name: round(report[name], 4) for name in names} | exits
 
 
 def _begun(out: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,8 @@ from .profiling.energy import picojoules
 
 SETTINGS = "finetune.json"
 """File of a classifier's directory that says what it was trained on."""
-STOPS = (0.7, 0.8, 0.9, 0.95, 0.98)
-FEWEST = 3
-"""Tokens that are read before an early exit."""
+_MOST_NUMBERS = 50_000_000
+"""Logits of single tokens that are kept for early exit; of more rows there is none."""
 
 Report = Callable[[int, int], object]
 """Progress callback: (texts read, total)."""
@@ -40,8 +40,6 @@ class Comparison:
     naive_bayes_interval: float | None
     missing: str | None
     """Why there is no Naive Bayes."""
-    exits: list[dict[str, float]]
-    """Early exit: stop, accuracy, fraction of the tokens read."""
     weights_read: float
     """Weights that a decision reads, on average."""
     picojoules: float
@@ -52,7 +50,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return self.figures.to_dict() | {
-            "naive_bayes": self.naive_bayes, "early_exit": self.exits, "weights_read": round(self.weights_read),
+            "naive_bayes": self.naive_bayes, "weights_read": round(self.weights_read),
             "picojoules": round(self.picojoules), "surest_mistakes": self.mistakes,
         }  # fmt: skip
 
@@ -66,10 +64,17 @@ def weights_read(config: ModelConfig, activity: float, tokens: float) -> float:
 def measure(model: LanguageModel, rows: Rows, report: Report | None = None) -> LabelReport:
     """Figures of a classifier, float or packed, on labelled rows."""
     classifier = Classifier(model)
-    targets, encoded = targets_of(rows, classifier.task), classifier.encode(rows.texts)
+    task, encoded = classifier.task, classifier.encode(rows.texts)
+    targets, tokens, exits = targets_of(rows, task), sum(map(len, encoded)), None
     with model.meter() as meter:
-        logits = classifier.logits(encoded, report)
-    return report_on(logits, targets, classifier.task, tokens=sum(map(len, encoded)), activity=meter.activity)
+        if task.kind == "single" and tokens * len(task.labels) <= _MOST_NUMBERS:
+            each = classifier.every_token(encoded, report)
+            logits = np.stack([some.mean(0, dtype=np.float64) for some in each])
+            exits = early_exit(each, targets, task)
+        else:
+            logits = classifier.logits(encoded, report)
+    found = report_on(logits, targets, task, tokens=tokens, activity=meter.activity)
+    return dataclasses.replace(found, early_exit=exits)
 
 
 def compare(model: LanguageModel, rows: Rows, train: Rows | None, report: Report | None = None) -> Comparison:
@@ -77,7 +82,7 @@ def compare(model: LanguageModel, rows: Rows, train: Rows | None, report: Report
     classifier, figures = Classifier(model), measure(model, rows, report)
     task = classifier.task
     weights = weights_read(model.config, figures.activity, figures.tokens)
-    bayes, missing, exits, mistakes = None, None, [], []
+    bayes, missing, mistakes = None, None, []
     if task.kind != "single":
         missing = "it is compared for single labels only"
     elif train is None:
@@ -87,17 +92,13 @@ def compare(model: LanguageModel, rows: Rows, train: Rows | None, report: Report
             bayes = accuracy("nb", train, rows)
         except UserError as error:
             missing = str(error)
-    if task.kind == "single":
-        targets = targets_of(rows, task)
-        tokens = [classifier.token_logits(row) for row in classifier.encode(rows.texts)]
-        exits = early_exit(tokens, targets, task, STOPS, FEWEST)
-        for number in figures.mistakes or []:
-            given = task.labels[int(np.mean(tokens[number], 0).argmax())]
-            text = rows.texts[number]
-            shown = text if isinstance(text, str) else " | ".join(text)
-            mistakes.append(f"{task.labels[targets[number]]} taken for {given}: {shown[:100]}")
+    for number in figures.mistakes or []:
+        text = rows.texts[number]
+        given = task.labels[int(classifier.logits(classifier.encode([text]))[0].argmax())]
+        shown = text if isinstance(text, str) else " | ".join(text)
+        mistakes.append(f"{rows.labels[number]} taken for {given}: {shown[:100]}")
     return Comparison(
-        figures, bayes, None if bayes is None else wilson(bayes, len(rows.texts)), missing, exits,
+        figures, bayes, None if bayes is None else wilson(bayes, len(rows.texts)), missing,
         weights, figures.tokens * picojoules(model.config, weights / figures.tokens), mistakes,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .model.classifier import probabilities
+from .model.classifier import probabilities, settled
 from .task import TaskConfig
 
 BINS = 10
@@ -21,6 +21,10 @@ BINS = 10
 Z = 1.959964
 """Standard deviations of a 95% interval."""
 MISTAKES = 10
+STOPS = (0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+"""Of early exit, as reports show it."""
+FEWEST = 3
+"""Tokens that are read before an early exit."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class LabelReport:
     """Bins that are not empty: confidence, accuracy, rows."""
     confusion: list[list[int]] | None = None
     """[K][K] rows with the label of the row, given the label of the column."""
+    early_exit: list[dict[str, float]] | None = None
+    """Of each `stop`, accuracy and fraction of tokens read if reading ends once the label is that sure to stay."""
     mistakes: list[int] | None = None
     """Row numbers, from 0, of the surest mistakes."""
     spearman: float | None = None
@@ -147,6 +153,19 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray, task: TaskConfig) -
     return float(f"{math.exp((low + high) / 2):.4g}")
 
 
+def fit_stop(tokens: Sequence[np.ndarray], task: TaskConfig) -> float | None:
+    """The `stop_temperature` of the least loss; `tokens` has the logits [T, K] that each token of a held-out row gave.
+
+    What is to be told after each token from the `FEWEST`th on is the label after the last one. None: no row is that long.
+    """
+    sums = [np.cumsum(logits, 0, dtype=np.float64) for logits in tokens]
+    before = [each[FEWEST - 1 : -1] for each in sums]
+    ends = [np.full(len(some), each[-1].argmax()) for some, each in zip(before, sums, strict=True)]
+    if not sum(map(len, before)):
+        return None
+    return fit_temperature(np.concatenate(before), np.concatenate(ends), task)
+
+
 def fit_thresholds(found: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
     """For each label of probabilities [N, K] the threshold, of 0.05 to 0.95, with the best F1; 0.5 wins a tie."""
     steps = sorted(np.arange(1, 20) / 20, key=lambda step: abs(step - 0.5))
@@ -160,27 +179,24 @@ def fit_thresholds(found: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
     return tuple(best)
 
 
-def early_exit(
-    tokens: Sequence[np.ndarray], targets: np.ndarray, task: TaskConfig, stops: Sequence[float], fewest: int
-) -> list[dict[str, float]]:
-    """For each probability in `stops`: accuracy, and the fraction of tokens read, if reading ends once it is reached.
+def early_exit(tokens: Sequence[np.ndarray], targets: np.ndarray, task: TaskConfig) -> list[dict[str, float]]:
+    """For each of `STOPS`: accuracy, and the fraction of tokens read, if reading ends once the label is that sure to stay.
 
-    `tokens` has the logits [T, K] that each token of a row gave; at least `fewest` tokens are read.
+    `tokens` has the logits [T, K] that each token of a row gave; at least `FEWEST` tokens are read.
     """
-    rows = [[0.0, 0.0, 0.0] for _ in stops]
+    rows = [[0.0, 0.0, 0.0] for _ in STOPS]
     for logits, target in zip(tokens, targets, strict=True):
-        so_far = np.cumsum(logits, 0, dtype=np.float64) / np.arange(1, len(logits) + 1)[:, None]
-        found = probabilities(so_far, task)
-        sure, given = found.max(1), found.argmax(1)
-        for row, stop in zip(rows, stops, strict=True):
-            passed = np.flatnonzero(sure[fewest - 1 :] >= stop)
-            at = int(passed[0]) + fewest - 1 if len(passed) else len(logits) - 1
+        sums = np.cumsum(logits, 0, dtype=np.float64)
+        sure, given = settled(sums, np.arange(1, len(sums) + 1), task), sums.argmax(1)
+        for row, stop in zip(rows, STOPS, strict=True):
+            passed = np.flatnonzero(sure[FEWEST - 1 :] >= stop)
+            at = int(passed[0]) + FEWEST - 1 if len(passed) else len(logits) - 1
             row[0] += given[at] == target
             row[1] += at + 1
             row[2] += len(logits)
     return [
-        {"stop": stop, "accuracy": row[0] / len(targets), "tokens_read": row[1] / row[2]}
-        for stop, row in zip(stops, rows, strict=True)
+        {"stop": stop, "accuracy": float(row[0] / len(targets)), "tokens_read": row[1] / row[2]}
+        for stop, row in zip(STOPS, rows, strict=True)
     ]
 
 

@@ -30,6 +30,9 @@ class TaskConfig:
     """Whether an input is two texts, joined by the end-of-text token."""
     temperature: float = 1.0
     """What logits are divided by before they become probabilities; fitted on held-out rows."""
+    stop_temperature: float | None = None
+    """Of single: what the sum of the logits so far is divided by to say how probable it is that the label stays, however the
+    text goes on (early exit); fitted on held-out rows. None: not fitted, the label's own probability stands for it."""
     thresholds: tuple[float, ...] | None = None
     """Of multi: probability above which each label is given; None: 0.5."""
     offset: float = 0.0
@@ -56,8 +59,8 @@ class TaskConfig:
             )
         if len(set(self.labels)) != len(self.labels):
             raise UsageError("two labels have the same name")
-        for name in ("temperature", "scale"):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ("temperature", "scale", "stop_temperature"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name}={getattr(self, name)!r} must be above zero and finite")
         if self.ngrams and not 2 <= self.ngrams <= LONGEST_NGRAM:
             raise UsageError(f"ngrams={self.ngrams} must be 2 to {LONGEST_NGRAM}, or 0 for no look-up lane")
@@ -101,6 +104,8 @@ class FinetuneConfig:
     """Epochs without a better held-out loss before training stops; 0: never. The best epoch is kept in any case."""
     hold_out: float = 0.1
     """Fraction of the rows held out where no validation file is given."""
+    integers: bool = True
+    """Event-driven models: leave the matrices at steps of 8 bits, so that the packed model gives the same labels."""
     precision: Literal["no", "bf16"] = "no"
     """Of the matrix products: no (float32) or bf16."""
     seed: int = 0

@@ -35,7 +35,8 @@ def test_float_and_integer_labels_agree(directory, tmp_path):
     exact = Classifier(load(tmp_path / "packed", engine="float"))
     chances = [classifier.probabilities(rows.texts) for classifier in (ours, theirs, exact)]
     assert np.abs(chances[1] - chances[2]).max() < 1e-4  # the same weights
-    assert (chances[0].argmax(1) == chances[1].argmax(1)).mean() >= 0.98
+    assert np.abs(chances[0] - chances[1]).max() < 1e-3  # training left them at the engine's steps
+    assert (chances[0].argmax(1) == chances[1].argmax(1)).all()
     report = measure(packed, rows)
     assert report.accuracy > 0.9 and 0 < report.activity < 0.35
 

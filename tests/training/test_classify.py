@@ -55,7 +55,8 @@ def test_the_report_is_of_the_best_epoch(reviews):
     kept = load_file(out / "best" / "model.safetensors")
     for name, tensor in load(out).state_dict().items():
         if name not in ("head.weight", "lookup.weight"):
-            assert torch.equal(kept[name], tensor)
+            step = kept[name].abs().max() / 127 if tensor.ndim == 2 else 0  # matrices are left at steps of 8 bits
+            assert (kept[name] - tensor).abs().max() <= 0.501 * step
     # The look-up lane is fitted afterwards, and has no say unless it lowers the loss.
     assert json.loads((out / "report.json").read_text())["best"]["loss"] <= min(held_out) * 1.001
 
@@ -82,7 +83,7 @@ def test_a_resumed_run_reaches_the_very_same_weights(tmp_path, monkeypatch):
 
 
 def test_training_stops_when_patience_runs_out(tmp_path):
-    config = FinetuneConfig(epochs=40, lr=5e-2, batch_size=16, dropout=0.0, patience=2, lookup=0)
+    config = FinetuneConfig(epochs=40, lr=5e-2, batch_size=16, dropout=0.0, patience=2, lookup=0, integers=False)
     report = finetune(DATA, tmp_path / "run", config=config, **HOW)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     held_out = [line["valid_loss"] for line in lines if "valid_loss" in line]

@@ -25,7 +25,8 @@ def classify(
     stop_at: Annotated[
         float | None,
         typer.Option(
-            help="Answer as soon as a label is this probable; what follows is not read.", show_default="never"
+            help="Answer as soon as it is this probable that the label stays; what follows is not read.",
+            show_default="never",
         ),
     ] = None,
     why: Annotated[bool, typer.Option("--why", help="Show what each word said for the label.")] = False,

@@ -15,13 +15,12 @@ from rich.text import Text as Styled
 
 from ..errors import UsageError, UserError
 from ..label_eval import weights_read
+from ..label_report import FEWEST
 from ..model.classifier import Classifier, Evidence, probabilities
 from ..profiling.energy import picojoules
 from ..task import Text
 from .show import print_json
 
-FEWEST = 3
-"""Tokens that are read before an early answer: confidence in one or two means nothing."""
 _BAR = 40
 
 
@@ -126,7 +125,7 @@ class Answers:
                 elif shown and (now := ", ".join(self._classifier.names(chances))) != before:
                     self._console.print(f"{number} {now} {chances.max():.1%}", markup=False)
                     before = now
-                if self._stop_at is not None and number >= FEWEST and chances.max() >= self._stop_at:
+                if self._stop_at is not None and number >= FEWEST and stream.settled() >= self._stop_at:
                     return chances, number
         return chances, len(row)
 

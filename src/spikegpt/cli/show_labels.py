@@ -40,8 +40,8 @@ def print_comparison(found: Comparison, task: TaskConfig) -> None:
         f"{figures.rows:,} rows; a decision: {figures.tokens:.0f} tokens, {found.weights_read / 1e6:.2f}M weights read "
         f"({figures.activity:.1%}), {found.picojoules / 1e6:.1f} uJ (45nm-int8, SRAM)"
     )
-    if found.exits:
-        _print_exits(console, found)
+    if figures.early_exit is not None:
+        _print_exits(console, figures.early_exit)
     if figures.confusion is not None and len(figures.confusion) <= _MOST:
         _print_confusion(console, figures.confusion, task)
     if found.mistakes:
@@ -50,11 +50,11 @@ def print_comparison(found: Comparison, task: TaskConfig) -> None:
             console.print(Text(mistake))
 
 
-def _print_exits(console: Console, found: Comparison) -> None:
+def _print_exits(console: Console, exits: list[dict[str, float]]) -> None:
     table = Table(
         "--stop-at", "accuracy", "tokens read", box=None, pad_edge=False, title="early exit", title_justify="left"
     )
-    for each in found.exits:
+    for each in exits:
         table.add_row(f"{each['stop']:g}", f"{each['accuracy']:.1%}", f"{each['tokens_read']:.0%}")
     console.print(table)
 

@@ -6,6 +6,7 @@ after each token, and the evidence that each token gave.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,16 @@ def probabilities(logits: np.ndarray, task: TaskConfig) -> np.ndarray:
         return 1 / (1 + np.exp(-np.clip(scaled, -700, 700)))
     powers = np.exp(scaled - scaled.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
+
+
+def settled(sums: np.ndarray, tokens: np.ndarray | int, task: TaskConfig) -> np.ndarray:
+    """How probable it is [...] that the label of the sums [..., K] of the first `tokens` [...] tokens' logits stays.
+
+    Evidence adds up: the more was read and the clearer it is, the less what follows can change (`fit_stop`).
+    """
+    if task.stop_temperature is None:
+        return probabilities(sums / np.asarray(tokens)[..., None], task).max(-1)
+    return probabilities(sums, dataclasses.replace(task, temperature=task.stop_temperature)).max(-1)
 
 
 def numbers_looked_up(task: TaskConfig, tokens: float) -> float:
@@ -132,6 +143,18 @@ class Classifier:
         ids = torch.from_numpy(row.astype(np.int64))[None]
         return torch.cat([each[0].float().cpu() for each in self._read(ids)]).numpy()
 
+    def every_token(self, rows: Sequence[np.ndarray], report: Report | None = None) -> list[np.ndarray]:
+        """Logits float32 [T, K] that each token of each tokenised text gave; no row is padded."""
+        found, done = {}, 0
+        for chosen in of_one_length(rows, TOGETHER):
+            ids = torch.from_numpy(np.stack([rows[i] for i in chosen]).astype(np.int64))
+            logits = torch.cat(list(self._read(ids)), 1).float().cpu().numpy()
+            found |= zip(chosen.tolist(), logits, strict=True)
+            done += len(chosen)
+            if report is not None:
+                report(done, len(rows))
+        return [found[number] for number in range(len(rows))]
+
     def why(self, text: Text) -> list[Evidence]:
         """What each word of the text said for each label, in order."""
         (row,) = self.encode([text])
@@ -202,6 +225,10 @@ class LabelStream:
         self._sum += logits.double().cpu().numpy()
         self.tokens += 1
         return self.chances()
+
+    def settled(self) -> float:
+        """How probable it is that the label stays, whatever follows; 0 before the first token. Single labels only."""
+        return float(settled(self._sum, self.tokens, self._classifier.task)) if self.tokens else 0.0
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything that is needed to go on reading later, atomically: the model's state, the sum and the tokens."""

@@ -16,13 +16,15 @@ from ..checkpoint import latest_checkpoint, write_model
 from ..config import Spikes, TrainConfig
 from ..data.label_batches import LabelBatches
 from ..data.labelled import Rows, detect_task, folds_of, label_counts, read_rows, shared, split, targets_of
+from ..engine.integers import IntegerModel
 from ..errors import UsageError
 from ..files import read_json, write_json
 from ..label_eval import SETTINGS, measure
-from ..label_report import fit_temperature, fit_thresholds, loss_of, report_on
-from ..model.classifier import Classifier, encode_texts, probabilities
+from ..label_report import fit_temperature, loss_of, report_on
+from ..model.classifier import Classifier, encode_texts
 from ..model.spikegpt import SpikeGPT
 from ..task import FinetuneConfig, Kind, TaskConfig
+from .label_calibration import calibrate
 from .label_objective import LabelLoss
 from .label_start import Start, class_weights, taught_by
 from .lookup import add_lookup, soft_targets, with_lookup
@@ -176,6 +178,8 @@ def _finetune_one(
         return result
     if accelerator.is_main_process:
         model.cpu()
+        if config.integers and model.config.event is not None:
+            model.load_state_dict(IntegerModel.of(model).dequantise().state_dict())
         if model.lookup is not None:
             wanted = soft_targets(targets, taught, task, config.distill)
             share = add_lookup(model, ids, wanted, valid, weights)
@@ -201,19 +205,6 @@ def _finish(
             tell(f"{'held-out' if name == 'best' else name} rows: {measured.summary()}")
     write_json(out / REPORT, report)
     return report
-
-
-def calibrate(model: SpikeGPT, rows: Rows) -> None:
-    """Fit the temperature, and a threshold for each label of a multi task, on held-out rows; into `model.config.task`."""
-    task = Classifier(model).task
-    if task.kind == "regression":
-        return
-    classifier = Classifier(model)
-    logits, targets = classifier.logits(classifier.encode(rows.texts)), targets_of(rows, task)
-    task = dataclasses.replace(task, temperature=fit_temperature(logits, targets, task))
-    if task.kind == "multi":
-        task = dataclasses.replace(task, thresholds=fit_thresholds(probabilities(logits, task), targets))
-    model.config = dataclasses.replace(model.config, task=task)
 
 
 def _held_out(model: SpikeGPT, rows: Rows) -> Metrics:
