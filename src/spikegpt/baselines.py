@@ -18,12 +18,13 @@ def accuracy(name: Name, train: Rows, test: Rows) -> float:
     nb: multinomial Naive Bayes over the words and pairs of words that a text has. tfidf: logistic regression over the
     TF-IDF weights of words, pairs of words and 2 to 5 characters inside a word. Words are what stands between spaces.
     """
-    made = _make(name)
+    made = make(name)
     made.fit(_joined(train), np.array(train.labels))
     return float((made.predict(_joined(test)) == np.array(test.labels)).mean())
 
 
-def _make(name: Name) -> Any:
+def make(name: Name) -> Any:
+    """The untrained model: a scikit-learn pipeline from texts to labels. UserError where scikit-learn is missing."""
     try:
         from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
         from sklearn.linear_model import LogisticRegression

@@ -85,9 +85,9 @@ class TextClassifier:
         """Accuracy in [0, 1]."""
         return float((self.predict(texts) == np.asarray(list(labels))).mean())
 
-    def stream(self) -> LabelStream:
-        """A text that is read as it comes: `push(text)` gives the probabilities after all of it."""
-        return self._trained().stream()
+    def stream(self, saved: str | os.PathLike[str] | None = None) -> LabelStream:
+        """A text that is read as it comes: `push(text)` gives the probabilities after all of it; `saved` one goes on."""
+        return self._trained().stream(saved)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings by name."""

@@ -20,9 +20,8 @@ from .model.classifier import Classifier, numbers_looked_up
 from .model.protocol import LanguageModel
 from .model.sites import sites
 from .profiling.energy import picojoules
+from .task import SETTINGS
 
-SETTINGS = "finetune.json"
-"""File of a classifier's directory that says what it was trained on."""
 _MOST_NUMBERS = 50_000_000
 """Logits of single tokens that are kept for early exit; of more rows there is none."""
 

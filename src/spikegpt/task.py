@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 from .errors import UsageError
 
+SETTINGS = "finetune.json"
+"""File of a classifier's directory that says what it was trained on."""
 Kind = Literal["single", "multi", "regression"]
 Text = str | tuple[str, str]
 """What is classified: a text, or a pair of them."""

@@ -74,6 +74,17 @@ def test_the_label_is_watched_as_it_forms(directory, capsys):
     assert out.splitlines()[0].startswith("1 ") and "weights read" in out and "bad" in out
 
 
+def test_the_label_is_drawn_above_the_spikes(directory, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="needs the extra: pip install 'spikegpt[plot]'")
+    text = "worst kettle i have owned"
+    assert run("draw", text, "--model", directory, "--channels", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    tokens = len(load(directory).tokenizer.encode(text))
+    assert lines[0].startswith("bad: ") and lines[2].startswith("good: ") and len(lines[1]) == len(lines[3]) == tokens
+    assert run("draw", text, "--model", directory, "--out", tmp_path / "label.png") == 0
+    assert int.from_bytes((tmp_path / "label.png").read_bytes()[20:24], "big") == 150 * (3.2 + 2.2)
+
+
 def test_eval_sets_naive_bayes_beside(directory, tmp_path, capsys):
     pytest.importorskip("sklearn", reason="needs the extra: pip install 'spikegpt[report]'")
     pytest.importorskip("matplotlib", reason="needs the extra: pip install 'spikegpt[plot]'")

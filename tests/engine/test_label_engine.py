@@ -9,7 +9,7 @@ from spikegpt.data.labelled import read_rows
 from spikegpt.engine import EventModel, pack
 from spikegpt.engine import run as engine
 from spikegpt.errors import UsageError
-from spikegpt.label_eval import measure
+from spikegpt.label_eval import measure, trained_on
 from spikegpt.loading import load
 from spikegpt.model.classifier import Classifier
 from spikegpt.task import FinetuneConfig
@@ -38,6 +38,7 @@ def test_float_and_integer_labels_agree(directory, tmp_path):
     assert np.abs(chances[0] - chances[1]).max() < 1e-3  # training left them at the engine's steps
     assert (chances[0].argmax(1) == chances[1].argmax(1)).all()
     report = measure(packed, rows)
+    assert trained_on(tmp_path / "packed", (), None) == rows
     assert report.accuracy > 0.9 and 0 < report.activity < 0.35
 
 

@@ -69,6 +69,20 @@ def test_decoding_events(benchmark):
     assert facts["rows"][0]["counted"] < 0.5
 
 
+def test_classifying(benchmark):
+    from spikegpt.engine import run
+
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    if run.MISSING:
+        pytest.skip(f"the engine is not built: {run.MISSING}")
+    facts = benchmark("classify", "--data", str(ROOT / "tests" / "data" / "reviews.csv"))
+    assert [row["threads"] for row in facts["rows"]] == [1] * 5 + [2] * (5 * (len(facts["rows"]) > 5))
+    events, _, plain, *_ = facts["rows"]
+    assert 0 < events["weights read"] <= 1 and events["labels as in float32"] > 0.8
+    assert plain["times float32"] == 1 and all(row["texts/s"] > 0 for row in facts["rows"])
+
+
 def test_training(benchmark):
     facts = benchmark("training", "--models", "after", "none", "before", "--precisions", "no", "bf16")
     assert set(facts["rows"][0]) >= COLUMNS["training"]

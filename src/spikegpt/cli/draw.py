@@ -20,7 +20,7 @@ def draw(
         int | None, typer.Option(help="Channels a layer to draw.", show_default="all; 16 in a terminal")
     ] = None,
 ) -> None:
-    """Draw the spikes of a sentence.
+    """Draw the spikes of a sentence, and of a classifier the label as it forms.
 
     Tokens across, channels down, a panel for each layer.
     """

@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 
 from .. import checkpoint
 from ..errors import UsageError, UserError
-from ..files import write_directory, write_json, write_readable
+from ..files import read_json, write_directory, write_json, write_readable
 from ..model.spikegpt import SpikeGPT
+from ..task import SETTINGS
 from ..tokenizer import Tokenizer, load_tokenizer
 from .checks import BITS, check_event_driven
 from .fixed import stored
@@ -58,8 +59,16 @@ def pack(
     target = checkpoint.beside(Path(directory), suffix) if out is None else Path(out)
     if checkpoint.names_to_replace(target, force) and not is_packed(target):
         raise UsageError(f"{target} holds something else than a packed model; choose another directory")
-    write(target, packed, tokenizer, FixedModel.of(packed) if fixed else None)
+    write(target, packed, tokenizer, FixedModel.of(packed) if fixed else None, _settings(source))
     return target
+
+
+def _settings(source: Path) -> dict[str, Any] | None:
+    """What a classifier was trained on, which `spikegpt eval` reads; None where the directory does not say so."""
+    try:
+        return read_json(source / SETTINGS)
+    except (OSError, ValueError):
+        return None
 
 
 def _round(directory: Path, bits: int) -> tuple[IntegerModel, Tokenizer]:
@@ -68,12 +77,17 @@ def _round(directory: Path, bits: int) -> tuple[IntegerModel, Tokenizer]:
     return IntegerModel.of(model, bits), model.tokenizer
 
 
-def write(directory: Path, packed: IntegerModel, tokenizer: Tokenizer, fixed: FixedModel | None = None) -> None:
-    """Write a packed model's directory, all of it or nothing."""
+def write(
+    directory: Path, packed: IntegerModel, tokenizer: Tokenizer, fixed: FixedModel | None = None,
+    settings: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a packed model's directory, all of it or nothing; `settings`: a classifier's `task.SETTINGS`."""
 
     def fill(inside: Path) -> None:
         tokenizer.save(inside)
         write_json(inside / checkpoint.CONFIG, checkpoint.describe(packed.config))
+        if settings is not None:
+            write_json(inside / SETTINGS, settings)
         digest = _digest(packed.arrays)
         metadata = {"packed": str(VERSION), "bits": str(packed.bits), "sha256": digest}
         write_readable(inside / PACKED, lambda file: save_file(packed.arrays, file, metadata))

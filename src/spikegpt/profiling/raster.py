@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from ..errors import UsageError, UserError
 from ..files import write_atomically
+from ..model.classifier import probabilities
 from ..model.neurons import Neuron
 from ..model.protocol import evaluating, tokenizer_of
 from ..model.sites import neuron_groups
 from ..model.spikegpt import SpikeGPT
+from ..task import TaskConfig
 
+_MOST_LABELS = 6
+"""Labels that are drawn, the likeliest in the end."""
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -36,6 +40,8 @@ class Raster:
 
     tokens: list[str]
     layers: list[Layer]
+    chances: dict[str, np.ndarray]
+    """Of a classifier: how probable [T] each label is after each token (of several answers at once, each by itself)."""
 
 
 @torch.inference_mode()
@@ -52,7 +58,7 @@ def record(model: SpikeGPT, text: str) -> Raster:
     handles = [module.register_forward_hook(_keep(name, spikes)) for name, module in neurons.items()]
     try:
         with evaluating(model):
-            model(torch.from_numpy(ids.astype(np.int64))[None].to(model.device))
+            logits, _ = model(torch.from_numpy(ids.astype(np.int64))[None].to(model.device))
     finally:
         for handle in handles:
             handle.remove()
@@ -60,12 +66,27 @@ def record(model: SpikeGPT, text: str) -> Raster:
     for group in neuron_groups(model.config):
         layers.setdefault(group.place, {})[group.label] = spikes[group.name]
     tokens = [tokenizer.token_bytes(int(id)).decode("utf-8", "replace") for id in ids]
-    return Raster(tokens, [Layer(name, groups) for name, groups in layers.items()])
+    return Raster(
+        tokens, [Layer(name, groups) for name, groups in layers.items()], _forming(logits[0], model.config.task)
+    )
+
+
+def _forming(logits: Tensor, task: TaskConfig | None) -> dict[str, np.ndarray]:
+    """The labels' probabilities after each token, from the logits [T, K] that each gave; none of a language model."""
+    if task is None or task.kind == "regression":
+        return {}
+    sums = logits.double().cpu().numpy().cumsum(0)
+    found = probabilities(sums / np.arange(1, len(sums) + 1)[:, None], task)
+    likeliest = np.argsort(-found[-1])[:_MOST_LABELS]
+    return {task.labels[k]: found[:, k] for k in sorted(likeliest)}
 
 
 def as_text(raster: Raster, channels: int) -> str:
-    """The spikes as blocks of characters, two channels a line, `channels` of each group (evenly picked)."""
-    lines = []
+    """The labels as they form and the spikes as blocks of characters, two channels a line, `channels` of each group."""
+    lines = [
+        f"{label}: {chances[-1]:.1%}\n" + "".join("▁▂▃▄▅▆▇█"[int(7.99 * chance)] for chance in chances)
+        for label, chances in raster.chances.items()
+    ]
     for layer in raster.layers:
         for name, spikes in layer.groups.items():
             lines.append(
@@ -78,8 +99,9 @@ def as_text(raster: Raster, channels: int) -> str:
 
 
 def save_picture(raster: Raster, path: str | os.PathLike[str], channels: int | None = None) -> None:
-    """A picture file (.png, .svg, .pdf) of the spikes; `channels` of each group (evenly picked), None: all.
+    """A picture file (.png, .svg, .pdf) of the spikes, a classifier's labels as they form above them.
 
+    `channels` of each group (evenly picked) are drawn; None: all.
     Needs matplotlib, the extra `plot`.
     """
     path = Path(path)
@@ -93,13 +115,15 @@ def save_picture(raster: Raster, path: str | os.PathLike[str], channels: int | N
     across = min(3, len(raster.layers))
     down = -(-len(raster.layers) // across)
     width = max(4.0, 0.16 * len(raster.tokens))
-    figure = Figure(figsize=(across * width, 3.2 * down), dpi=150, layout="constrained")
+    above = int(bool(raster.chances))
+    figure = Figure(figsize=(across * width, 3.2 * down + 2.2 * above), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis, layer in zip(axes, raster.layers, strict=False):
-        _draw_layer(axis, layer, raster.tokens, channels)
-    for axis in axes[len(raster.layers) :]:
-        axis.set_visible(False)
+    grid = figure.add_gridspec(down + above, across, height_ratios=[0.6] * above + [1.0] * down)
+    if above:
+        _draw_labels(figure.add_subplot(grid[0, :]), raster)
+    for number, layer in enumerate(raster.layers):
+        row, column = divmod(number, across)
+        _draw_layer(figure.add_subplot(grid[row + above, column]), layer, raster.tokens, channels)
     try:
         write_atomically(path, lambda staged: figure.savefig(staged, format=path.suffix[1:]))
     except ValueError as error:
@@ -129,6 +153,21 @@ def _rate(spikes: np.ndarray) -> float:
     return np.count_nonzero(spikes) / spikes.size
 
 
+def _draw_labels(axis: Any, raster: Raster) -> None:
+    """One line a label: how probable it is after each token."""
+    for label, chances in raster.chances.items():
+        axis.plot(chances, marker="o", markersize=3, label=label)
+    axis.set(xlim=(-0.5, len(raster.tokens) - 0.5), ylim=(0, 1), title="label so far")
+    _name_tokens(axis, raster.tokens, size=8)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _name_tokens(axis: Any, tokens: list[str], size: int) -> None:
+    shown = [token.replace("\n", "\\n").replace("$", r"\$") for token in tokens]
+    axis.set_xticks(range(len(tokens)), shown, fontsize=size, rotation=90 if max(map(len, shown)) > 1 else 0)
+    axis.tick_params(length=0)
+
+
 def _draw_layer(axis: Any, layer: Layer, tokens: list[str], channels: int | None) -> None:
     """One panel: the groups of the layer one below the other, up in blue, negative events in red."""
     groups = {name: _pick(spikes, channels) for name, spikes in layer.groups.items()}
@@ -140,7 +179,5 @@ def _draw_layer(axis: Any, layer: Layer, tokens: list[str], channels: int | None
         axis.axhline(edge - 0.5, color="0.4", linewidth=0.6)
     labels = [f"{name}\n{_rate(layer.groups[name]):.0%}".strip() for name in groups]
     axis.set_yticks((edges[:-1] + edges[1:] - 1) / 2, labels, fontsize=7)
-    shown = [token.replace("\n", "\\n").replace("$", r"\$") for token in tokens]
-    axis.set_xticks(range(len(tokens)), shown, fontsize=6, rotation=90 if max(map(len, shown)) > 1 else 0)
-    axis.tick_params(length=0)
+    _name_tokens(axis, tokens, size=6)
     axis.set_title(layer.name, fontsize=9)

@@ -19,11 +19,11 @@ from ..data.labelled import Rows, detect_task, folds_of, label_counts, read_rows
 from ..engine.integers import IntegerModel
 from ..errors import UsageError
 from ..files import read_json, write_json
-from ..label_eval import SETTINGS, measure
+from ..label_eval import measure
 from ..label_report import fit_temperature, loss_of, report_on
 from ..model.classifier import Classifier, encode_texts
 from ..model.spikegpt import SpikeGPT
-from ..task import FinetuneConfig, Kind, TaskConfig
+from ..task import SETTINGS, FinetuneConfig, Kind, TaskConfig
 from .label_calibration import calibrate
 from .label_objective import LabelLoss
 from .label_start import Start, class_weights, taught_by
