@@ -5,7 +5,8 @@
     python recipes/comprehension.py DATA --row nb-mr
     python recipes/comprehension.py --table
 
-DATA is a folder with `stsa.binary.*`, `stsa.fine.*`, `mr.all`, `subj.all` and `glue-sst2-train.tsv`. Each figure is a line
+DATA is a folder with `stsa.binary.*`, `stsa.fine.*`, `mr.all`, `subj.all` and `glue-sst2-train.tsv`; of the second table
+one with the files that `MORE` names. Each figure is a line
 of `recipes/comprehension.jsonl`. Nothing is chosen on a test set: a run has a fixed length and the epoch with the least
 loss on the validation rows (the published ones of SST; a tenth of the training rows of each fold of MR and Subj). A model
 for one set is never trained on another's text: SST and four fifths of Subj's subjective half are cut from MR's sentences.
@@ -27,6 +28,7 @@ from spikegpt.data.labelled import Rows, folds_of, read_rows
 from spikegpt.task import FinetuneConfig
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
+DOCS = Path(__file__).parents[1] / "docs" / "comprehension.md"
 FOLDS = 10
 
 
@@ -38,6 +40,9 @@ class Set:
     train: str
     valid: str | None = None
     test: str | None = None
+    text: tuple[str, ...] = ()
+    """Columns, where names do not tell."""
+    label: str | None = None
 
 
 SETS = {
@@ -47,6 +52,18 @@ SETS = {
     "mr": Set("MR", "mr.all"),
     "subj": Set("Subj", "subj.all"),
 }
+MORE = {
+    "trec": Set("TREC", "TREC.train.all", test="TREC.test.all"),
+    "cr": Set("CR", "custrev.all"),
+    "mpqa": Set("MPQA", "mpqa.all"),
+    "cola": Set(
+        "CoLA", "cola-in_domain_train.tsv", "cola-in_domain_dev.tsv", "cola-out_of_domain_dev.tsv", ("4",), "2"
+    ),
+    "mrpc": Set("MRPC", "mrpc-train.tsv", "mrpc-valid.tsv", "mrpc-test.tsv"),
+    "rte": Set("RTE", "rte-train.tsv", test="rte-dev.tsv"),
+}
+"""The second table."""
+ALL = SETS | MORE
 
 
 @dataclass(frozen=True)
@@ -105,8 +122,11 @@ def measure(data: Path, task: str, start: str, seed: int, runs: Path) -> list[di
     """Train one classifier (of a cross-validation, one a fold) and keep each figure as it comes."""
     from spikegpt.training.classify import finetune
 
-    spec, chosen, found = SETS[task], STARTS[start], []
-    how = {"model": chosen.model, "spikes": chosen.spikes, "config": settings_of(task, start, seed)}
+    spec, chosen, found = ALL[task], STARTS[start], []
+    how = {
+        "model": chosen.model, "spikes": chosen.spikes, "config": settings_of(task, start, seed), "text": spec.text,
+        "label": spec.label,
+    }  # fmt: skip
     folds: list[int | None] = [None] if spec.test else list(range(FOLDS))
     for fold in folds:
         key = {"task": task, "row": start, "seed": seed, "fold": fold}
@@ -135,15 +155,17 @@ def baseline(data: Path, task: str, name: str) -> None:
     """A classical model on the same rows."""
     from spikegpt.baselines import accuracy
 
-    spec = SETS[task]
-    rows = read_rows(data / spec.train)
+    spec = ALL[task]
+    columns = {"text": spec.text, "label": spec.label}
+    rows = read_rows(data / spec.train, **columns)
     for fold in [None] if spec.test else range(FOLDS):
         key = {"task": task, "row": name, "seed": 0, "fold": fold}
         if any(key.items() <= line.items() for line in results()):
             continue
         begun = time.process_time()
         if fold is None:
-            parts = {"test": read_rows(data / str(spec.test)), "valid": read_rows(data / str(spec.valid))}
+            files = {"test": spec.test, "valid": spec.valid}
+            parts = {name: read_rows(data / file, **columns) for name, file in files.items() if file is not None}
             train = rows
         else:
             number = folds_of(rows, FOLDS, 0)
@@ -179,19 +201,55 @@ def keep(line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def table() -> str:
+def table(sets: dict[str, Set]) -> str:
     """Markdown: accuracy in percent, with how many seeds or folds each figure is the mean of."""
     names = {"nb": "Naive Bayes, uni- and bigrams", "tfidf": "TF-IDF words and characters, logistic regression"}
     names |= {name: start.title for name, start in STARTS.items()}
-    lines = ["| model | " + " | ".join(spec.title for spec in SETS.values()) + " |", "| --- " * (len(SETS) + 1) + "|"]
+    lines = ["| model | " + " | ".join(spec.title for spec in sets.values()) + " |", "| --- " * (len(sets) + 1) + "|"]
     measured = results()
     for row, title in names.items():
         cells = [
-            _cell([line for line in measured if line["row"] == row and line["task"] == task], task) for task in SETS
+            _cell([line for line in measured if line["row"] == row and line["task"] == task], task) for task in sets
         ]
         if any(cells):
             lines.append(f"| {title} | " + " | ".join(cell or "not measured" for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def details(row: str) -> str:
+    """Markdown: of one row, calibration error and early exit on test rows, means over seeds or folds."""
+    lines = [
+        "| set | calibration error | `--stop-at 0.9`: accuracy, tokens read | 0.95 | 0.98 | CPU seconds, file to report |",
+        "| --- " * 6 + "|",
+    ]
+    measured = results()
+    for task, spec in ALL.items():
+        if found := [line for line in measured if line["row"] == row and line["task"] == task]:
+            exits = [_exit(found, stop) for stop in (0.9, 0.95, 0.98)]
+            error = 100 * np.mean([line["test"]["calibration_error"] for line in found])
+            seconds = f"{np.mean([line['cpu_seconds'] for line in found]):.0f}"
+            lines.append(f"| {spec.title} | {error:.1f} | {' | '.join(exits)} | {seconds} |")
+    return "\n".join(lines)
+
+
+def _exit(lines: list[dict[str, Any]], stop: float) -> str:
+    """How many points an early exit costs, and the tokens that it reads."""
+    lost, read = [], []
+    for line in lines:
+        (found,) = (each for each in line["test"]["early_exit"] if each["stop"] == stop)
+        lost.append(100 * (found["accuracy"] - line["test"]["accuracy"]))
+        read.append(found["tokens_read"])
+    return f"{np.mean(lost):+.1f}, {np.mean(read):.0%}"
+
+
+def write_docs() -> None:
+    """Put the tables of what is measured into docs/comprehension.md, between their marks."""
+    text = DOCS.read_text(encoding="utf-8")
+    for name, made in (("first", table(SETS)), ("details", details("lane-10")), ("second", table(MORE))):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        text = before + begin + made + "\n" + end + rest.split(end)[1]
+    DOCS.write_text(text, encoding="utf-8")
 
 
 def _cell(lines: list[dict[str, Any]], task: str) -> str:
@@ -199,9 +257,9 @@ def _cell(lines: list[dict[str, Any]], task: str) -> str:
         return ""
     scores = [100 * line["test"]["accuracy"] for line in lines]
     spread = f" (sd {np.std(scores, ddof=1):.1f})" if len(scores) > 1 else ""
-    what = "fold" if SETS[task].test is None else "seed"
+    what = "fold" if ALL[task].test is None else "seed"
     dev = ""
-    if SETS[task].test is not None:
+    if ALL[task].test is not None:
         dev = f"{np.mean([100 * line['valid']['accuracy'] for line in lines]):.1f} / "
     activity = [line["test"]["activity"] for line in lines if "activity" in line["test"]]
     read = f", {np.mean(activity):.1%} read" if activity else ""
@@ -234,21 +292,24 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/comprehension"))
     parser.add_argument("--list", action="store_true", help="the rows that there are")
     parser.add_argument("--table", action="store_true", help="the table of what is measured")
+    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/comprehension.md")
     arguments = parser.parse_args()
     if arguments.list:
-        print(*(f"{task}-{start}" for task in SETS for start in STARTS), sep="\n")
-        print(*(f"{name}-{task}" for task in SETS for name in BASELINES), sep="\n")
+        print(*(f"{task}-{start}" for task in ALL for start in STARTS), sep="\n")
+        print(*(f"{name}-{task}" for task in ALL for name in BASELINES), sep="\n")
     for row in arguments.row:
         first, _, rest = row.partition("-")
-        if first in BASELINES and rest in SETS:
+        if first in BASELINES and rest in ALL:
             baseline(arguments.data, rest, first)
-        elif first in SETS and rest in STARTS:
+        elif first in ALL and rest in STARTS:
             for seed in arguments.seeds:
                 measure(arguments.data, first, rest, seed, arguments.runs)
         else:
             raise SystemExit(f"no row {row}; see --list")
+    if arguments.write_docs:
+        write_docs()
     if arguments.table:
-        print(table())
+        print(table(SETS), table(MORE), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spikegpt.label_report import FEWEST, early_exit, fit_stop
-from spikegpt.model.classifier import settled
+from spikegpt.label_report import FEWEST, early_exit, fit_stop, fit_temperature
+from spikegpt.model.classifier import probabilities, settled
 from spikegpt.task import TaskConfig
 
 TASK = TaskConfig(labels=("no", "yes"))
@@ -44,3 +44,12 @@ def test_texts_too_short_to_stop_in():
     assert fit_stop([np.ones((FEWEST, 2), np.float32)], TASK) is None
     (first, *_) = early_exit([np.array([[0.0, 9.0], [9.0, 0.0]], np.float32)], np.array([0]), TASK)
     assert first["tokens_read"] == 1.0  # the first two tokens are always read
+
+
+def test_a_few_rows_without_a_mistake_do_not_make_it_certain():
+    targets = np.arange(20) % 2
+    logits = np.where(np.arange(2) == targets[:, None], 3.0, -3.0)
+    for kind, wanted in (("single", targets), ("multi", np.eye(2)[targets])):
+        task = dataclasses.replace(TASK, kind=kind)
+        task = dataclasses.replace(task, temperature=fit_temperature(logits, wanted, task))
+        assert probabilities(logits, task).max(1) == pytest.approx(1 - 1 / 22 / 2, abs=1e-3)
