@@ -6,9 +6,11 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from server import Served
 from targets import TEXT
 
 from spikegpt.config import EventConfig, ModelConfig, TrainConfig
@@ -41,6 +43,7 @@ def calls() -> tuple[Call, ...]:
         Call("evaluate", _call_evaluate, 0.5),
         Call("configs", _call_configs, 2),
         Call("tokenizers", _call_tokenizers, 2),
+        *((Call("server", _call_server, 2),) if find_spec("fastapi") and find_spec("uvicorn") else ()),
     )
 
 
@@ -145,6 +148,12 @@ def _call_tokenizers(random: random.Random) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     tokenizer.decode([random.choice((0, 1, 255, 256, -1, 10**9)) for _ in range(3)])
+
+
+def _call_server(random: random.Random) -> None:
+    if "server" not in _models:  # in this process: threads do not outlive a fork
+        _models["server"] = Served(_engine())
+    _models["server"].attack(random)
 
 
 def _bpe_made() -> Any:
