@@ -22,14 +22,23 @@ from .settings import Settings
 
 
 def make_app(
-    settings: Settings, load: Callable[[asyncio.AbstractEventLoop], Any], on_failure: Callable[[], None]
-) -> FastAPI:
-    """The application of a model that `load` gives, in a thread of its own; `on_failure` where it raises."""
+    settings: Settings, load: Callable[[asyncio.AbstractEventLoop], Any], on_failure: Callable[[], None], *,
+    wait: bool = False,
+) -> FastAPI:  # fmt: skip
+    """The application of a model that `load` gives, in a thread of its own; `on_failure` where it raises.
+
+    `wait`: no request is taken before the model is loaded, and what `load` raises is raised.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        threading.Thread(target=_load, args=(app, load, loop, on_failure), daemon=True).start()
+        loading = threading.Thread(target=_load, args=(app, load, loop, on_failure), daemon=True)
+        loading.start()
+        if wait:
+            await asyncio.to_thread(loading.join)
+            if app.state.failure is not None:
+                raise app.state.failure
         yield
         if app.state.service is not None:
             await asyncio.to_thread(app.state.service.close)
