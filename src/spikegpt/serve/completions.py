@@ -196,7 +196,8 @@ class Writing:
         ending = b',"usage":null}\n\n' if with_usage else b"}\n\n"
         head = json.dumps(self._envelope([]), ensure_ascii=False)[:-2]  # up to the list's bracket
         begin = f"data: {head}".encode()
-        plain = body.logprobs is None and not body.spikes and not body.return_token_ids
+        plain = body.logprobs is None and not body.return_token_ids  # an event that needs no dictionary
+        quiet, fired = b"}]" + ending, b""
         ready = b""  # events that go out together where this loop is behind the engine
         offsets, begun = [0] * len(self.inbox.streams), [False] * len(self.inbox.streams)
         try:
@@ -205,11 +206,14 @@ class Writing:
                     yield ready + failed(500, piece.stop or "the text could not be written")
                     break
                 text = piece.text if begun[number] else self.echoed(number) + piece.text
-                if plain and piece.reason is None:
+                if plain and piece.reason is None and (begun[number] or not body.spikes):
                     begun[number] = True
-                    if text:
-                        choice = '{"index":%d,"text":%s,"logprobs":null,"finish_reason":null}]'
-                        ready += begin + (choice % (number, json.dumps(text, ensure_ascii=False))).encode() + ending
+                    if body.spikes:
+                        fired = b',"spikes":"%s"' % base64.b64encode(piece.spikes)
+                    if text or fired:
+                        choice = '{"index":%d,"text":%s,"logprobs":null,"finish_reason":null'
+                        choice %= number, json.dumps(text, ensure_ascii=False)
+                        ready += begin + choice.encode() + fired + quiet
                     if ready and not self.inbox.ready:
                         yield ready
                         ready = b""

@@ -41,6 +41,8 @@ class Service:
         self.tokenizer: Tokenizer = self.model.tokenizer
         self._loop = loop
         self._inboxes: dict[Stream, Inbox] = {}
+        self._due: deque[list[tuple[Stream, Piece]]] = deque()
+        self._woken = False
         self.state_bytes = len(self.model.init_state(1).to_bytes())
         self.cache = PrefixCache(settings.prefix_memory, self.state_bytes)
         self.store = open_store(
@@ -143,10 +145,18 @@ class Service:
         return inbox
 
     def _deliver(self, due: list[tuple[Stream, Piece]]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended before the worker
-            self._loop.call_soon_threadsafe(self._sort, due)
+        self._due.append(due)
+        if not self._woken:  # else the loop, which is behind, finds this too
+            self._woken = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the worker
+                self._loop.call_soon_threadsafe(self._sort)
 
-    def _sort(self, due: list[tuple[Stream, Piece]]) -> None:
+    def _sort(self) -> None:
+        self._woken = False  # first: what comes from now on wakes the loop again
+        while self._due:
+            self._put(self._due.popleft())
+
+    def _put(self, due: list[tuple[Stream, Piece]]) -> None:
         for stream, piece in due:
             inbox = self._inboxes.get(stream)
             if inbox is None:
