@@ -259,7 +259,7 @@ def _cell(lines: list[dict[str, Any]], task: str) -> str:
     spread = f" (sd {np.std(scores, ddof=1):.1f})" if len(scores) > 1 else ""
     what = "fold" if ALL[task].test is None else "seed"
     dev = ""
-    if ALL[task].test is not None:
+    if ALL[task].test is not None and "valid" in lines[0]:
         dev = f"{np.mean([100 * line['valid']['accuracy'] for line in lines]):.1f} / "
     activity = [line["test"]["activity"] for line in lines if "activity" in line["test"]]
     read = f", {np.mean(activity):.1%} read" if activity else ""

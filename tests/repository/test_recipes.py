@@ -16,12 +16,27 @@ from spikegpt.checkpoint import load_model, save_model
 RECIPES = ROOT / "recipes"
 
 
-@pytest.fixture
-def eight_bits():
-    spec = importlib.util.spec_from_file_location("eight_bits", RECIPES / "eight_bits.py")
+def recipe(name, monkeypatch):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)  # where its dataclasses look for their names
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def eight_bits(monkeypatch):
+    return recipe("eight_bits", monkeypatch)
+
+
+def test_the_tables_of_comprehension_are_those_of_the_log(monkeypatch, tmp_path):
+    module = recipe("comprehension", monkeypatch)
+    copy = tmp_path / "comprehension.md"
+    copy.write_text(module.DOCS.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(module, "DOCS", copy)
+    module.write_docs()
+    assert copy.read_text(encoding="utf-8") == (ROOT / "docs" / "comprehension.md").read_text(encoding="utf-8")
+    assert "not measured" in module.table({"other": module.Set("Other", "x"), **module.SETS})
 
 
 def test_eight_bits_there_and_back(tmp_path, eight_bits):
