@@ -127,6 +127,8 @@ struct WalkOf {
   int (*place)(int output);  // output of a block -> position in it (two positions a byte with 4 bits: byte + 64 * high)
   // All sections of a pass, numbered from `first` on; returns the number of the last.
   uint64_t (*run)(Model &, WorkerOf<Value> &, const PassOf<Value> &, const Share &, uint64_t first);
+  // Sum of the words of whole lines of 64 bytes, read as fast as this unit's instructions can.
+  uint64_t (*read)(const uint8_t *lines, int64_t bytes);
 };
 
 }  // namespace spikegpt::engine

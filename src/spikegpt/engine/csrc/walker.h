@@ -213,11 +213,25 @@ uint64_t run(Model &model, Walker::Worker &worker, const Walker::Pass &pass, con
   return Walker(model, worker, pass, share, first).run();
 }
 
+// Four places are read in turn: faster than one after the other.
+uint64_t read(const uint8_t *lines, int64_t bytes) {
+  const int64_t count = bytes / 8, quarter = count / 32 * 8;
+  const uint64_t *words = reinterpret_cast<const uint64_t *>(lines);
+  uint64_t sums[4][8] = {}, total = 0;
+  for (int64_t i = 0; i < quarter; i += 8)
+    for (int place = 0; place < 4; ++place)
+      for (int lane = 0; lane < 8; ++lane) sums[place][lane] += words[place * quarter + i + lane];
+  for (int64_t i = 4 * quarter; i < count; ++i) total += words[i];
+  for (const auto &of : sums)
+    for (const uint64_t sum : of) total += sum;
+  return total;
+}
+
 }  // namespace
 
 // Defines the constant by which the engine finds this unit's code.
 #define SPIKEGPT_DEFINE_WALK(of)                    \
   namespace of::SPIKEGPT_ISA {                      \
   extern const WalkOf<Model> walk;                  \
-  const WalkOf<Model> walk = {SPIKEGPT_ISA_NAME, place, run}; \
+  const WalkOf<Model> walk = {SPIKEGPT_ISA_NAME, place, run, read}; \
   }
