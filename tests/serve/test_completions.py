@@ -64,6 +64,21 @@ def test_streamed_is_whole_is_what_generate_writes(server, model) -> None:
     assert all("usage" not in chunk for chunk in chunks)
 
 
+def test_without_events_the_text_is_the_same(server) -> None:
+    """Every weight is read for some, beside others for whom it is not."""
+    texts = {}
+
+    def write(dense: bool, seed: int) -> None:
+        texts[dense, seed] = text_of(server.stream(PROMPT, dense=dense, seed=seed, max_tokens=30))
+
+    threads = [threading.Thread(target=write, args=(dense, seed)) for dense in (False, True) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(texts[False, seed] == texts[True, seed] for seed in range(3)) and len(set(texts.values())) == 3
+
+
 def test_usage_comes_with_a_stream_when_asked(server) -> None:
     chunks = server.stream([PROMPT, "The"], n=2, max_tokens=5, stream_options={"include_usage": True}, ignore_eos=True)
     assert chunks[-1]["choices"] == [] and all(chunk["usage"] is None for chunk in chunks[:-1])

@@ -183,6 +183,22 @@ def test_a_token_shows_who_fired_and_forks(page) -> None:
     assert page.input_value("#text") == first
 
 
+def test_with_and_without_events_from_one_state(page, model) -> None:
+    page.evaluate("document.querySelector('details').open = true")
+    for name, value in {"temperature": 0.8, "seed": 1, "max_tokens": 20}.items():
+        page.fill(f"#{name}", str(value))
+    page.fill("#text", PROMPT)
+    page.evaluate("document.querySelector('#text').setSelectionRange(1e9, 1e9)")
+    page.click("#compare")
+    until(page, "document.querySelector('#same').textContent")
+    assert page.inner_text("#same").startswith("The same text")
+    expected = "".join(generate(model, PROMPT, seed=1, max_tokens=20, temperature=0.8))
+    for side in ("events", "dense"):
+        assert page.evaluate(f"document.querySelector('#{side}-text').textContent") == expected
+        assert float(page.inner_text(f"#{side}-speed").split()[0]) > 0
+    assert page.input_value("#text") == PROMPT
+
+
 def test_the_state_is_shown_and_goes_through_a_file(page, tmp_path) -> None:
     page.fill("#text", PROMPT)
     page.click("#inspect")

@@ -32,7 +32,7 @@ def orders_of(
         max_tokens=max_tokens, stop=stop, logprobs=0 if best and body.logprobs is None else body.logprobs,
         echo=bool(body.echo), ignore_end=body.ignore_eos, interval=body.stream_interval if body.stream else 0,
         spikes="sizes" if body.spikes == "sizes" else "mask" if body.spikes else "none",
-        session=session, keeps=session is not None,
+        dense=body.dense, session=session, keeps=session is not None,
     )  # fmt: skip
     return [Order(ids=ids, sampling=group, **how) for ids in prompts for group in groups]
 

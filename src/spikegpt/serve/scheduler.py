@@ -162,10 +162,12 @@ class Worker(threading.Thread):
         self._drop_cancelled()
         readers = self._readers()
         writing = [stream for stream in self._writing if stream.ahead < AHEAD]
-        sequences = [reader.sequence for reader in readers] + [stream.sequence for stream in writing]
-        if not sequences:
+        if not readers and not writing:
             return
-        chosen = self.model.advance(sequences)
+        chosen = self._advance(
+            [reader.sequence for reader in readers] + [stream.sequence for stream in writing],
+            [reader.streams[0].order.dense for reader in readers] + [stream.order.dense for stream in writing],
+        )
         due: list[tuple[Stream, Piece]] = []
         for reader, token in zip(readers, chosen, strict=False):
             self.tally.read += reader.note()
@@ -182,6 +184,16 @@ class Worker(threading.Thread):
         self.tally.turns += 1
         self.tally.seconds += time.perf_counter() - begun
         self._give(due)
+
+    def _advance(self, sequences: list[Any], dense: list[bool]) -> list[int]:
+        """What each chose, those that read every weight after the others."""
+        if not any(dense):
+            return self.model.advance(sequences)
+        chosen = dict[int, int]()
+        for model, reads_all in ((self.model, False), (self.model.dense(), True)):
+            numbers = [number for number, given in enumerate(dense) if given == reads_all]
+            chosen |= zip(numbers, model.advance([sequences[number] for number in numbers]), strict=True)
+        return [chosen[number] for number in range(len(sequences))]
 
     def _readers(self) -> list[Reader]:
         """Whose prompts are read in this turn, in turn."""

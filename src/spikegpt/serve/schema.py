@@ -89,6 +89,9 @@ class Completion(Settings):
         None, description="Not supported.", json_schema_extra={"anyOf": [{"const": ""}, {"type": "null"}]}
     )
     session: SessionId | None = Field(None, description="A session to continue from, and to advance.")
+    dense: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Read every weight, as an engine without events would; the text is the same."
+    )
     spikes: Annotated[bool, Field(strict=True)] | Literal["sizes"] = Field(
         False, description="Who fired, in each chunk."
     )

@@ -33,6 +33,8 @@ class Order:
     spikes: Literal["none", "mask", "sizes"] = "none"
     interval: int = 1
     """Tokens a piece; 0: all at the end."""
+    dense: bool = False
+    """Whether every weight is read; what is written does not depend on it."""
     session: Session | None = None
     """Where the texts continue from."""
     keeps: bool = False

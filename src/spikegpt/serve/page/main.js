@@ -2,6 +2,7 @@
 import { ask, bytesOf, get, post, setKey, stream } from "./api.js";
 import { LabelView } from "./labels.js";
 import { Raster, heatmap } from "./raster.js";
+import { writeTwice } from "./sides.js";
 import { Counts, Sites, firedIn } from "./spikes.js";
 
 /** @param {string} id @returns {any} */
@@ -133,6 +134,30 @@ async function label() {
   $("write").disabled = false;
   $("stop").disabled = true;
   $("status").textContent = told;
+}
+
+/** Writes on from one state with events and without. */
+async function compare() {
+  if (writing || !sites) return;
+  const area = $("text"), settings = { seed: Math.floor(Math.random() * 2 ** 31) };
+  for (const name of FIELDS) if ($(name).value !== "") settings[name] = Number($(name).value);
+  writing = new AbortController();
+  $("compare").disabled = $("write").disabled = true;
+  $("stop").disabled = false;
+  $("same").textContent = "";
+  try {
+    const same = await writeTwice(area.value.slice(0, area.selectionEnd), settings, writing.signal, (dense, text, speed) => {
+      const side = dense ? "dense" : "events";
+      $(`${side}-text`).textContent = text;
+      $(`${side}-speed`).textContent = `${speed.toFixed(0)} tokens/s`;
+    });
+    $("same").textContent = same ? "The same text, to the letter." : "The texts differ.";
+  } catch (problem) {
+    $("same").textContent = problem.name === "AbortError" ? "stopped" : problem.message;
+  }
+  writing = null;
+  $("compare").disabled = $("write").disabled = false;
+  $("stop").disabled = true;
 }
 
 /** Waits for the next frame where many pieces are there at once, so that the page stays alive. */
@@ -319,6 +344,7 @@ function restore() {
 $("write").addEventListener("click", write);
 $("stop").addEventListener("click", () => writing?.abort());
 $("text").addEventListener("input", () => { session = null; });
+$("compare").addEventListener("click", compare);
 $("inspect").addEventListener("click", inspect);
 $("tensor").addEventListener("change", look);
 $("download").addEventListener("click", download);
