@@ -138,7 +138,7 @@ def measure(data: Path, task: str, start: str, seed: int, runs: Path) -> list[di
             files = {"valid": data / spec.valid, "test": data / spec.test} if spec.valid else {"test": data / spec.test}
             report = finetune(data / spec.train, out, resume=_begun(out), **files, **how)
         else:
-            train, test = fold_files(read_rows(data / spec.train), fold or 0, runs / f"{task}-folds")
+            train, test = fold_files(read_rows(with_texts(data / spec.train, runs)), fold or 0, runs / f"{task}-folds")
             report = finetune(train, out, test=test, resume=_begun(out), **how)
         if report["interrupted"]:
             raise SystemExit(130)
@@ -151,13 +151,25 @@ def measure(data: Path, task: str, start: str, seed: int, runs: Path) -> list[di
     return found
 
 
-def baseline(data: Path, task: str, name: str) -> None:
+def with_texts(path: Path, runs: Path) -> Path:
+    """A file of `label text` lines as it is, or a copy in `runs` without the lines that have no text, which are refused."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if len(line.split(None, 1)) > 1]
+    if len(kept) == len(lines):
+        return path
+    runs.mkdir(parents=True, exist_ok=True)
+    copy = runs / path.name
+    copy.write_bytes(b"".join(kept))
+    return copy
+
+
+def baseline(data: Path, task: str, name: str, runs: Path) -> None:
     """A classical model on the same rows."""
     from spikegpt.baselines import accuracy
 
     spec = ALL[task]
     columns = {"text": spec.text, "label": spec.label}
-    rows = read_rows(data / spec.train, **columns)
+    rows = read_rows(data / spec.train if spec.test else with_texts(data / spec.train, runs), **columns)
     for fold in [None] if spec.test else range(FOLDS):
         key = {"task": task, "row": name, "seed": 0, "fold": fold}
         if any(key.items() <= line.items() for line in results()):
@@ -300,7 +312,7 @@ def main() -> None:
     for row in arguments.row:
         first, _, rest = row.partition("-")
         if first in BASELINES and rest in ALL:
-            baseline(arguments.data, rest, first)
+            baseline(arguments.data, rest, first, arguments.runs)
         elif first in ALL and rest in STARTS:
             for seed in arguments.seeds:
                 measure(arguments.data, first, rest, seed, arguments.runs)
