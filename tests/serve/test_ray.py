@@ -84,4 +84,4 @@ def test_sessions_hop_between_replicas(front) -> None:
     for _ in range(60):
         lines = ask(front, "GET", "/metrics")[1].decode().splitlines()
         written |= {float(line.split()[1]) for line in lines if line.startswith("spikegpt_completion_tokens_total")}
-    assert len(written) == 2 and min(written) > 0 and sum(written) == 60
+    assert written == {30.0} or (len(written) == 2 and min(written) > 0 and sum(written) == 60)
