@@ -26,6 +26,7 @@ from spikegpt.engine.integers import IntegerModel
 from spikegpt.engine.packed import read, read_fixed
 from spikegpt.errors import UsageError, UserError
 from spikegpt.evaluation import evaluate
+from spikegpt.generation.sampling import Sampling
 from spikegpt.tokenizer import ByteTokenizer
 
 SHIPPED = Path(spikegpt.__file__).parent / "shipped"
@@ -73,6 +74,42 @@ def test_the_engine_is_the_specification_bit_for_bit(kind: str, bits: int) -> No
     assert (
         (ours - floats).norm() / floats.norm()
     ).item() < 0.35  # a flipped event is another text, see the quality test
+
+
+@built
+@pytest.mark.parametrize("entries", [8, 16, 64, 256])
+def test_tables_of_any_size(entries: int) -> None:
+    """Up to 128 entries lie in registers; more are looked up one by one."""
+    config = KINDS["several tiles"]
+    sizes = Formats(exp_entries=entries, sigmoid_entries=2 * entries, reciprocal_entries=entries)
+    model = FixedModel.of(IntegerModel.of(awake(config)), sizes)
+    ids = text(config, 12)
+    expected, _, _ = by_reference(model, ids[0].tolist())
+    for isa in base._engine.instruction_sets():
+        assert torch.equal(FixedEventModel(model, isa=isa).integer_logits(ids)[0][0], expected), isa
+
+
+@built
+def test_many_texts_are_written_in_one_call() -> None:
+    config = KINDS["graded"]
+    engine = FixedEventModel(fixed(config))
+    prompts = [[1, 2, 3], list(range(50)), [7]]
+    texts = [engine.sequence(prompt, sampling=Sampling(temperature=0), logprobs=2, spikes="mask") for prompt in prompts]
+    chosen: list[list[int]] = [[] for _ in prompts]
+    for _ in range(6):
+        for into, token in zip(chosen, engine.advance(texts), strict=True):
+            into += [token] if token >= 0 else []
+    for prompt, tokens in zip(prompts, chosen, strict=True):
+        stream = engine.stream()
+        logits = stream.read(prompt)
+        for token in tokens:
+            assert token == int(logits.argmax())
+            logits = stream.step(token)
+    assert len(texts[0].take_scores()) == 6
+    assert len(texts[2].take_spikes()) == 6 * engine.spike_bytes("mask")
+    assert texts[0].state().named()["blocks.0.att.shift"].dtype == torch.int32
+    with pytest.raises(ValueError, match="another shape"):
+        EventModel(IntegerModel.of(awake(config))).advance(texts)
 
 
 @built

@@ -14,6 +14,7 @@ COLUMNS = {
     "streaming": {"tokens before", "peak memory, MB", "read, of the first", "written, of the first"},
     "float_decode": {"what", "products", "tokens/s", "share of the read"},
     "decode": {"activity", "tokens/s", "times dense", "dense, share of the read", "prefill/s"},
+    "fixed": {"model", "instructions", "integers only, us a token", "float / integers"},
     "trained": {"threads", "how", "weights read", "tokens/s", "times PyTorch"},
     "startup": {"what", "first output, s", "whole, s"},
     "load": {"step", "seconds", "peak MB"},
@@ -81,6 +82,16 @@ def test_classifying(benchmark):
     events, _, plain, *_ = facts["rows"]
     assert 0 < events["weights read"] <= 1 and events["labels as in float32"] > 0.8
     assert plain["times float32"] == 1 and all(row["texts/s"] > 0 for row in facts["rows"])
+
+
+def test_integers_only(benchmark):
+    from spikegpt.engine import run
+
+    if run.MISSING:
+        pytest.skip(f"the engine is not built: {run.MISSING}")
+    rows = benchmark("fixed", "--isa", "baseline")["rows"]
+    assert [row["model"] for row in rows] == ["shipped, 6 x 256", "random, tiny"]
+    assert all(set(row) >= COLUMNS["fixed"] and row["float / integers"] > 0.2 for row in rows)
 
 
 def test_training(benchmark):

@@ -198,7 +198,7 @@ class EngineModel:
         return EventMeter(self._engine, neurons)
 
     def _stream(self, rows: Tensor) -> Stream:
-        return Stream(self._engine, self._layout, rows, self.config.outputs, self._dense, self._unit, self._lookup)
+        return Stream(self._engine, self._layout, rows, self.config.outputs, self._dense, self._lookup)
 
     def _rows(self, state: State | None, batch_size: int) -> Tensor:
         if state is None:
@@ -212,15 +212,15 @@ class Stream:
     """A text that is read token by token, without allocations."""
 
     def __init__(
-        self, engine: Any, layout: Layout, rows: Tensor, outputs: int, dense: bool, unit: float | None,
-        lookup: IntegerLookup | None,
-    ) -> None:  # fmt: skip
-        self._engine, self._layout, self._rows, self._dense, self._unit = engine, layout, rows, dense, unit
-        self._lookup = lookup
-        self._said = torch.empty(1, outputs, dtype=rows.dtype)
-        self._logits = self._said[0] if unit is None else torch.empty(outputs)
+        self, engine: Any, layout: Layout, rows: Tensor, outputs: int, dense: bool, lookup: IntegerLookup | None
+    ) -> None:
+        self._engine, self._layout, self._rows, self._dense, self._lookup = engine, layout, rows, dense, lookup
+        said = torch.empty(1, outputs, dtype=rows.dtype)
+        is_float = said.is_floating_point()
+        self._logits = said[0] if is_float else torch.empty(outputs)
         self._id = np.empty(1, np.int64)
-        self._state_row, self._said_rows = rows[0].numpy(), self._said.numpy()
+        self._state_row, self._said = rows[0].numpy(), said.numpy()
+        self._scores = None if is_float else self._logits.numpy()
 
     def step(self, token: int) -> Tensor:
         """Read one token; logits [V] of the next, overwritten by the next step."""
@@ -238,11 +238,10 @@ class Stream:
         return self._layout.view(self._rows.clone())
 
     def _run(self, ids: np.ndarray) -> Tensor:
-        self._engine.run(ids, self._state_row, self._said_rows, True, self._dense, counters_of(self._engine))
+        counters = counters_of(self._engine)
+        self._engine.run(ids, self._state_row, self._said, True, self._dense, counters, self._scores)
         if self._lookup is not None:
-            self._lookup.add(ids, self._state_row, self._said_rows)
-        if self._unit is not None:
-            torch.mul(self._said[0], self._unit, out=self._logits)
+            self._lookup.add(ids, self._state_row, self._said)
         return self._logits
 
 

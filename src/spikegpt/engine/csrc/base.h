@@ -167,6 +167,11 @@ class Base {
     return to;
   }
 
+  template <class T>
+  T *take(std::size_t count) {
+    return arena_.take<T>(count);
+  }
+
   // A vector in the engine's own type.
   const Value *values(const std::string &name, int64_t count) { return copied<Value>(name, kType, {count}); }
 

@@ -13,12 +13,18 @@ using namespace spikegpt::engine;
 using Model = FloatModel;
 using Value = float;
 
-// What a product's sum of integers is multiplied by, and what becomes of it then.
+// What a product's sum of integers is multiplied by; nothing becomes of it then.
 inline const float *scale_of(const FloatSite &site, int) { return site.scale; }
 inline const uint8_t *steps_of(const FloatSite &site, int group) {
   return site.steps ? site.steps + static_cast<int64_t>(group) * site.padded : nullptr;
 }
-inline void settle(const FloatSite &, float *, int) {}
+
+struct Ending {};
+inline Ending ending_of(const FloatSite &) { return {}; }
+template <class Vector>
+inline Vector ended(Ending, Vector x) {
+  return x;
+}
 
 // What the loops below read besides values.
 inline void ask_norm(const FloatNorm &norm, Channels own) { ask(norm.gain, own), ask(norm.bias, own); }

@@ -13,8 +13,9 @@ class Engine : public Base<FloatModel> {
   // Throws std::invalid_argument where plan, settings and tensors do not fit each other. Values are not looked at.
   Engine(const Settings &settings, const Plan &plan, const Tensors &tensors);
 
-  // The logits of a token in `logits_row`, as a sampler reads them.
+  // The logits of a token in `logits_row`, as a sampler reads them; the same of any logits.
   const float *scores(int token) { return logits_row(token); }
+  void score(const float *logits, std::size_t count, float *scores) const { std::copy_n(logits, count, scores); }
 
  private:
   friend class Base<FloatModel>;

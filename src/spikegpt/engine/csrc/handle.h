@@ -3,11 +3,13 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -26,6 +28,7 @@ class Handle {
   using Value = typename Engine::Value;
   using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
   using Vector = nb::ndarray<Value, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+  using Scores = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
   using Rows = nb::ndarray<Value, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
   // The last of Engine's arguments, if it has more than settings, plan and tensors.
@@ -36,15 +39,19 @@ class Handle {
     turns_ = std::make_unique<Turns<Engine>>(*engine_);
   }
 
-  void run(const Ids &ids, const Vector &state, const Rows &logits, bool only_last, bool dense, Counters *counters) {
+  // `scores`, if given, is as large as `logits`, and has them as a sampler reads them.
+  void run(const Ids &ids, const Vector &state, const Rows &logits, bool only_last, bool dense, Counters *counters,
+           const std::optional<Scores> &scores) {
     const std::size_t rows = only_last ? 1 : ids.shape(0);
     if (ids.shape(0) == 0 || static_cast<int64_t>(state.shape(0)) != engine_->state_size() || logits.shape(0) != rows ||
-        logits.shape(1) != static_cast<std::size_t>(engine_->outputs()))
+        logits.shape(1) != static_cast<std::size_t>(engine_->outputs()) ||
+        (scores && scores->shape(0) != rows * engine_->outputs()))
       throw std::invalid_argument("ids, state or logits have another shape");
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);
     engine_->run(ids.data(), static_cast<int64_t>(ids.shape(0)), state.data(), logits.data(), only_last, dense,
                  counts_of(*engine_, counters));
+    if (scores) engine_->score(logits.data(), scores->shape(0), scores->data());
   }
 
   std::vector<int64_t> advance(const std::vector<Sequence *> &sequences, bool dense, bool together,
@@ -94,7 +101,8 @@ nb::class_<Handle<Engine>> bind_engine(nb::module_ &module, const char *name, co
   using Of = Handle<Engine>;
   return nb::class_<Of>(module, name, doc)
       .def("run", &Of::run, "ids"_a.noconvert(), "state"_a.noconvert(), "logits"_a.noconvert(), "only_last"_a,
-           "dense"_a = false, "counters"_a = nb::none(), "Feed tokens; `state` and `logits` are written in place.")
+           "dense"_a = false, "counters"_a = nb::none(), "scores"_a.noconvert() = nb::none(),
+           "Feed tokens; `state`, `logits` and `scores`, the logits as float32 in one row, are written in place.")
       .def("advance", &Of::advance, "sequences"_a, "dense"_a = false, "together"_a = true, "counters"_a = nb::none(),
            "A turn of every sequence: what each chose, -1 where it chose nothing, -2 where its logits are not finite.")
       .def("read_weights", &Of::read_weights, "Read every weight once, in order; returns their sum.")

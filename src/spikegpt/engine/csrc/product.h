@@ -1,6 +1,7 @@
 // Some outputs of a matrix times one token's events: reads the rows of active inputs, and no other weight.
-// Local to the translation unit, one version for each instruction set. `Model` and `Value`, which that unit says: whose sites
-// these are, and what a sum becomes once it is multiplied by its scale, float or int32_t.
+// Local to the translation unit, one version for each instruction set. That unit says before: `Model`, whose sites these are;
+// `Value`, what a sum becomes once it is multiplied by its scale, float or int32_t; scale_of(site, group) and steps_of(site,
+// group); and what becomes of the values at last, ended(ending_of(site), value), also of 16 values in a vector.
 #pragma once
 
 #include <cstring>
@@ -111,10 +112,16 @@ inline void finish(const Job &job, int32_t *__restrict sums) {
       return;
     }
   }
-  if (job.add && !job.steps)
+  const Ending ending = ending_of(*job.site);
+  if (job.add && !job.steps) {
     for (int o = 0; o < outputs; ++o) out[o] += static_cast<Value>(sums[o]) * scale[o];
-  else
+    if (job.last)
+      for (int o = 0; o < outputs; ++o) out[o] = ended(ending, out[o]);
+  } else if (job.last) {
+    for (int o = 0; o < outputs; ++o) out[o] = ended(ending, static_cast<Value>(sums[o]) * scale[o]);
+  } else {
     for (int o = 0; o < outputs; ++o) out[o] = static_cast<Value>(sums[o]) * scale[o];
+  }
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -166,43 +173,56 @@ SPIKEGPT_INLINE void separate(__m512i *sums) {
   }
 }
 
-SPIKEGPT_INLINE void store_scaled(__m512i sum, const float *scale, bool add, float *out) {
-  __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(scale));
-  if (add) value = _mm512_add_ps(_mm512_loadu_ps(out), value);
-  _mm512_storeu_ps(out, value);
+SPIKEGPT_INLINE __m512 scaled(__m512i sum, const float *scale) {
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(scale));
 }
 
-SPIKEGPT_INLINE void store_scaled(__m512i sum, const int32_t *scale, bool add, int32_t *out) {
-  __m512i value = _mm512_mullo_epi32(sum, _mm512_load_si512(scale));
-  if (add) value = _mm512_add_epi32(_mm512_loadu_si512(out), value);
-  _mm512_storeu_si512(out, value);
+SPIKEGPT_INLINE __m512i scaled(__m512i sum, const int32_t *scale) {
+  return _mm512_mullo_epi32(sum, _mm512_load_si512(scale));
 }
 
-SPIKEGPT_INLINE void finish_vector(const Job &job, __m512i sum, __m512i correction, int at) {
-  sum = _mm512_sub_epi32(sum, correction);
-  if (!job.steps) {
-    store_scaled(sum, job.scale + at, job.add, job.out + at);
-    return;
+SPIKEGPT_INLINE __m512 added(__m512 value, const float *to) { return _mm512_add_ps(_mm512_loadu_ps(to), value); }
+SPIKEGPT_INLINE __m512i added(__m512i value, const int32_t *to) {
+  return _mm512_add_epi32(_mm512_loadu_si512(to), value);
+}
+
+SPIKEGPT_INLINE void store(float *to, __m512 value) { _mm512_storeu_ps(to, value); }
+SPIKEGPT_INLINE void store(int32_t *to, __m512i value) { _mm512_storeu_si512(to, value); }
+
+// Of one of several groups of inputs.
+SPIKEGPT_INLINE void finish_group(const Job &job, __m512i sum, Ending ending, int at) {
+  if (job.steps) {
+    const __m128i steps = _mm_load_si128(reinterpret_cast<const __m128i *>(job.steps + at));
+    sum = _mm512_mullo_epi32(sum, _mm512_cvtepu8_epi32(steps));
+    if (job.add) sum = _mm512_add_epi32(sum, _mm512_load_si512(job.totals + at));
+    if (!job.last) {
+      _mm512_store_si512(job.totals + at, sum);
+      return;
+    }
   }
-  const __m128i steps = _mm_load_si128(reinterpret_cast<const __m128i *>(job.steps + at));
-  sum = _mm512_mullo_epi32(sum, _mm512_cvtepu8_epi32(steps));
-  if (job.add) sum = _mm512_add_epi32(sum, _mm512_load_si512(job.totals + at));
-  if (job.last)
-    store_scaled(sum, job.scale + at, false, job.out + at);
-  else
-    _mm512_store_si512(job.totals + at, sum);
+  auto value = scaled(sum, job.scale + at);
+  if (job.add && !job.steps) value = added(value, job.out + at);
+  store(job.out + at, job.last ? ended(ending, value) : value);
 }
 
 template <bool four>
 SPIKEGPT_INLINE void finish_blocks(const Job &job, int blocks, __m512i *sums) {
   constexpr int vectors = four ? 8 : 4;
   const __m512i correction = _mm512_set1_epi32(job.sum * job.site->offset);
+  const Ending ending = ending_of(*job.site);
+  const bool only = !job.steps && !job.add && job.last;
 #pragma GCC unroll 6
   for (int block = 0; block < blocks; ++block) {
     separate<four>(sums + block * vectors);
 #pragma GCC unroll 8
-    for (int j = 0; j < vectors; ++j)
-      finish_vector(job, sums[block * vectors + j], correction, 16 * (block * vectors + j));
+    for (int j = 0; j < vectors; ++j) {
+      const int at = 16 * (block * vectors + j);
+      const __m512i sum = _mm512_sub_epi32(sums[block * vectors + j], correction);
+      if (only)
+        store(job.out + at, ended(ending, scaled(sum, job.scale + at)));
+      else
+        finish_group(job, sum, ending, at);
+    }
   }
 }
 

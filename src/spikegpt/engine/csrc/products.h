@@ -1,6 +1,6 @@
 // The products of one thread: events are listed once, then every panel of a part reads their rows, and what the next product
-// will read is fetched meanwhile. Local to the translation unit, which says what a `Model` and its `Value` are, scale_of(site,
-// group), steps_of(site, group), and what becomes of the outputs of a site: settle(site, values, count).
+// will read is fetched meanwhile. Local to the translation unit, which says what a `Model` and its `Value` are, and what
+// product.h wants to know.
 #pragma once
 
 #include "events.h"
@@ -100,7 +100,6 @@ class Products {
   void carry_out() {
     const Job &job = jobs_[latest_];
     product(job, ahead_);
-    if (job.last) settle(*job.site, job.out, job.blocks * outputs_per_block(job.site->bits));
     if (job.copy) std::memcpy(job.copy, job.out, sizeof(Value) * job.copied);
   }
 

@@ -21,6 +21,8 @@ struct SampleLoops {
   void (*weigh)(const float *logits, int count, float largest, float sharpness, float *weights, float *sums);
   // The sum in each block of the weights that are at least `cutoff`.
   void (*sum_above)(const float *weights, int count, float cutoff, float *sums);
+  // Logits of integers in this unit as floats.
+  void (*scale)(const int32_t *integers, int64_t count, float unit, float *logits);
 };
 
 const SampleLoops &loops_of(const char *isa);  // one that this machine runs; "" for the best

@@ -75,13 +75,17 @@ void sum_above(const float *weights, int count, float cutoff, float *sums) {
   });
 }
 
+void scale(const int32_t *__restrict integers, int64_t count, float unit, float *__restrict logits) {
+  for (int64_t o = 0; o < count; ++o) logits[o] = static_cast<float>(integers[o]) * unit;
+}
+
 }  // namespace
 
 namespace spikegpt::engine {
 namespace SPIKEGPT_ISA {
 
 extern const SampleLoops sample_loops;
-const SampleLoops sample_loops = {SPIKEGPT_ISA_NAME, survey, weigh, sum_above};
+const SampleLoops sample_loops = {SPIKEGPT_ISA_NAME, survey, weigh, sum_above, scale};
 
 }  // namespace SPIKEGPT_ISA
 }  // namespace spikegpt::engine

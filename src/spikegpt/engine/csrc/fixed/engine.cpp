@@ -32,6 +32,7 @@ int top(const Numbers &formats, const std::string &name) { return (1 << (number(
 
 Engine::Engine(const Settings &settings, const Plan &plan, const Tensors &tensors, const Numbers &formats)
     : Base(settings, plan, tensors, kWalks),
+      loops_(loops_of(this->isa())),
       logit_unit_(1.0f / static_cast<float>(1 << number(formats, "logit.fraction"))),
       scores_(plan.sites.back().outputs) {
   if (settings.channels > 1 << 16) throw std::invalid_argument("more than 65536 channels");
@@ -42,9 +43,12 @@ Engine::Engine(const Settings &settings, const Plan &plan, const Tensors &tensor
 }
 
 const float *Engine::scores(int token) {
-  const int32_t *row = logits_row(token);
-  for (std::size_t o = 0; o < scores_.size(); ++o) scores_[o] = static_cast<float>(row[o]) * logit_unit_;
+  score(logits_row(token), scores_.size(), scores_.data());
   return scores_.data();
+}
+
+void Engine::score(const int32_t *logits, std::size_t count, float *scores) const {
+  loops_.scale(logits, static_cast<int64_t>(count), logit_unit_, scores);
 }
 
 Norm Engine::norm(const std::string &name) {
@@ -66,14 +70,21 @@ void Engine::finish(Site &site, const SitePlan &plan) {
   site.top = integer(plan.matrix + ".top");
 }
 
+Table Engine::table(const std::string &name, int count) {
+  const int32_t *entries = values(name, count);
+  uint16_t *narrow = take<uint16_t>(kNarrowTable);
+  std::copy_n(entries, std::min(count, kNarrowTable), narrow);
+  return {entries, narrow, count};
+}
+
 Arithmetic Engine::arithmetic(const Numbers &formats) {
   const int exp = number(formats, "exp_entries"), sigmoid = number(formats, "sigmoid_entries");
   const int rsqrt = number(formats, "rsqrt_entries"), reciprocal = number(formats, "reciprocal_entries");
   Arithmetic a{};
-  a.exp = values("table.exp", exp);
-  a.sigmoid = values("table.sigmoid", sigmoid);
-  a.rsqrt = values("table.rsqrt", rsqrt);
-  a.reciprocal = values("table.reciprocal", reciprocal);
+  a.exp = table("table.exp", exp);
+  a.sigmoid = table("table.sigmoid", sigmoid);
+  a.rsqrt = table("table.rsqrt", rsqrt);
+  a.reciprocal = table("table.reciprocal", reciprocal);
   a.exponent_fraction = number(formats, "exponent.fraction");
   a.gate_fraction = number(formats, "gate.fraction");
   a.norm_fraction = number(formats, "norm.fraction");

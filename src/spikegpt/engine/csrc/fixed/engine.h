@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../base.h"
+#include "../sample.h"
 #include "model.h"
 
 namespace spikegpt::engine::fixed {
@@ -18,8 +19,9 @@ class Engine : public Base<Model> {
   // or of another shape.
   Engine(const Settings &settings, const Plan &plan, const Tensors &tensors, const Numbers &formats);
 
-  // The logits of a token in `logits_row`, as a sampler reads them.
+  // The logits of a token in `logits_row`, as a sampler reads them; the same of any logits.
   const float *scores(int token);
+  void score(const int32_t *logits, std::size_t count, float *scores) const;
 
  private:
   friend class Base<Model>;
@@ -27,9 +29,11 @@ class Engine : public Base<Model> {
   Norm norm(const std::string &name);
   Mixing mixing(const std::string &name);
   void finish(Site &site, const SitePlan &plan);
+  Table table(const std::string &name, int count);
   int32_t integer(const std::string &name) { return *values(name, 1); }
   Arithmetic arithmetic(const Numbers &formats);
 
+  const SampleLoops &loops_;
   float logit_unit_;
   std::vector<float> scores_;
 };

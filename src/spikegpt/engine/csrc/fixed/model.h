@@ -29,9 +29,17 @@ struct Parts {
   using Mixing = fixed::Mixing;
 };
 
+// A table; the same in 16 bits and padded to kNarrowTable entries, at a multiple of 64 bytes, if it has no more.
+constexpr int kNarrowTable = 128;
+struct Table {
+  const int32_t *entries;
+  const uint16_t *narrow;
+  int count;
+};
+
 // Tables, and what the formats come to.
 struct Arithmetic {
-  const int32_t *exp, *sigmoid, *rsqrt, *reciprocal;
+  Table exp, sigmoid, rsqrt, reciprocal;
   int32_t exp_shift, sigmoid_shift, rsqrt_quarter, reciprocal_shift;  // from a value to an index
   int32_t table_bits;
   int32_t residual_top, norm_top, output_top, exponent_top, numerator_top;
