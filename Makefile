@@ -39,7 +39,7 @@ selftest: $(VENV)/.installed-test
 	$(BIN)/python tests/selftest/selftest.py
 
 selftest-aarch64: $(VENV)/.installed-test
-	$(BIN)/python tests/selftest/selftest.py --compiler aarch64-linux-gnu-g++ --emulator qemu-aarch64
+	$(BIN)/python tests/selftest/selftest.py --compiler aarch64-linux-gnu-g++ --emulator qemu-aarch64 $(if $(TOKENS),--tokens $(TOKENS))
 
 selftest-sanitized: $(VENV)/.installed-test
 	$(BIN)/python tests/selftest/selftest.py --sanitize

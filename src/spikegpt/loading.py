@@ -53,7 +53,7 @@ def load(
     engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
     as a `SpikeGPT`, "fixed" in integers without any float between (`engine.FixedEventModel`); "auto" takes the first for
     packed models, the third for those packed with `--fixed`, if the engine is built here, and the second for all others.
-    `threads` are those of the first (None: as many as pay). `device` None is a GPU if there is one, else the CPU.
+    `threads` are those of both (None: as many as pay). `device` None is a GPU if there is one, else the CPU.
     """
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
@@ -67,7 +67,7 @@ def load(
         path = resolve(path)
         packed = is_packed(path)
         if engine == "fixed" or (is_fixed(path) and engine == "auto" and not run.MISSING):
-            return FixedEventModel.load(path)
+            return FixedEventModel.load(path, threads=threads)
         if engine == "event" or (packed and engine == "auto" and not run.MISSING):
             return EventModel.load(path, threads=threads)
         return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)

@@ -6,7 +6,7 @@ import torch
 from places import DATA
 
 from spikegpt.data.labelled import read_rows
-from spikegpt.engine import EventModel, pack
+from spikegpt.engine import EventModel, FixedEventModel, pack
 from spikegpt.engine import run as engine
 from spikegpt.errors import UsageError
 from spikegpt.label_eval import measure, trained_on
@@ -69,6 +69,22 @@ def test_a_stream_is_the_whole_text_cut_anywhere(directory, kind):
     assert total == pytest.approx(classifier.logits([row])[0], abs=1e-5)
 
 
-def test_a_classifier_is_not_packed_for_the_integers_only_engine(directory, tmp_path):
-    with pytest.raises(UsageError, match="is a classifier, which the integers-only engine does not run"):
+def test_labels_in_integers_only(tmp_path):
+    config = FinetuneConfig(epochs=4, lr=1e-2, batch_size=16, dropout=0.0, lookup=0)
+    how = {"model": "scratch:2x64", "tokenizer": "bpe:400", "config": config, "progress": False, "device": "cpu"}
+    finetune(REVIEWS, tmp_path / "run", **how)
+    fixed = load(pack(tmp_path / "run", tmp_path / "fixed", fixed=True))
+    assert isinstance(fixed, FixedEventModel) and fixed.config.outputs == 2
+    rows = read_rows(REVIEWS)
+    models = fixed, load(tmp_path / "run", engine="event")
+    chances = [Classifier(model).probabilities(rows.texts) for model in models]
+    assert (chances[0].argmax(1) == chances[1].argmax(1)).mean() >= 0.98
+    assert measure(fixed, rows).accuracy > 0.9
+
+
+def test_a_look_up_lane_is_not_done_in_integers_only(directory, tmp_path):
+    with pytest.raises(UsageError, match="look-up lane .* finetune with --lookup 0"):
         pack(directory, tmp_path / "fixed", fixed=True)
+    with pytest.raises(UsageError, match="look-up lane"):
+        load(directory, engine="fixed")
+    assert not (tmp_path / "fixed").exists()

@@ -22,6 +22,7 @@ from spikegpt.engine.packed import read_fixed
 from spikegpt.errors import UsageError
 from spikegpt.export.c import export_c
 from spikegpt.loading import SHIPPED
+from spikegpt.model.classifier import Classifier
 from spikegpt.tokenizer import ByteTokenizer
 
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -75,6 +76,32 @@ def test_the_program_is_the_engine_bit_for_bit(tmp_path: Path, kind: str, bits: 
     assert np.array_equal(ours, expected[0].numpy())
     written = subprocess.run([program, "-w", "5", "1", "72", "105"], capture_output=True, check=True).stdout
     assert written.startswith(b"Hi") and len(written) == 8
+
+
+LABELS = "no", 'yes, "really"??', "été \\ 1"
+
+
+@needs_cc
+@needs_engine
+def test_a_classifier_answers_with_the_mean_of_its_tokens(tmp_path: Path) -> None:
+    config = ModelConfig.from_dict(TINY.to_dict() | {"task": {"labels": LABELS}})
+    source = save(config, tmp_path / "model")
+    export_c(source, tmp_path / "out", vectors=8)
+    program = compile(tmp_path / "out", "-O1", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
+    assert "8 of 8" in subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    ids = np.random.default_rng(0).integers(256, size=40)
+    ours, _ = logits_of(program, ids, 3)
+    engine = FixedEventModel(*read_fixed(source))
+    expected, _ = engine.integer_logits(torch.from_numpy(ids)[None])
+    assert np.array_equal(ours, expected[0].numpy())
+    said = subprocess.run([program, "-c"], input="\n".join(map(str, ids)).encode(), capture_output=True, check=True)
+    label, *rows = said.stdout.decode().splitlines()
+    means = Classifier(engine).logits([ids])[0]
+    assert label == LABELS[int(means.argmax())]
+    assert [row.partition(" ")[2] for row in rows] == list(LABELS)
+    assert np.abs(np.array([int(row.split()[0]) for row in rows]) - means * 256).max() <= 0.5
+    board = Path(tmp_path / "out/esp32s3/main/app_main.c")
+    subprocess.run(["cc", *STRICT, "-I", tmp_path / "out", "-fsyntax-only", board], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,69 +1,14 @@
 // The integer engine beside the float model with the same weights, whole and in pieces, with one thread and with several.
 #include "../../src/spikegpt/engine/csrc/engine.h"
 
-#include <sstream>
-#include <stdexcept>
-
 #include "../../src/spikegpt/engine/csrc/turn.h"
-#include "vectors.h"
+#include "engine_case.h"
 
 namespace {
 
 using namespace spikegpt::engine;
 
 constexpr float kExact = 0.0f, kLogits = 1e-4f, kState = 2e-3f;
-
-// Words of one line of a text that vectors.py wrote.
-template <class Read>
-void each_line(const Case &given, const char *name, const Read &read) {
-  const Array &text = given.at(name);
-  std::istringstream lines(std::string(text.bytes.begin(), text.bytes.end()));
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
-    read(words);
-    if (!words) throw std::runtime_error(std::string("a line of ") + name + " cannot be read: " + line);
-  }
-}
-
-Plan plan_of(const Case &given) {
-  Plan plan;
-  each_line(given, "sites", [&](std::istream &words) {
-    SitePlan site{};
-    words >> site.matrix >> site.neuron >> site.inputs >> site.outputs >> site.is_signed >> site.membrane;
-    plan.sites.push_back(site);
-  });
-  each_line(given, "mixes", [&](std::istream &words) {
-    MixPlan mix{};
-    words >> mix.name >> mix.norm >> mix.key >> mix.value >> mix.receptance >> mix.output >> mix.shift >> mix.wkv;
-    plan.mixes.push_back(mix);
-  });
-  return plan;
-}
-
-Tensors tensors_of(const Case &given) {
-  Tensors tensors;
-  each_line(given, "tensors", [&](std::istream &words) {
-    std::string name;
-    words >> name;
-    const Array &array = given.at("tensor/" + name);
-    const auto type = array.type == 'f' ? Tensor::kFloat : array.type == 'b' ? Tensor::kInt8 : Tensor::kUint8;
-    tensors.emplace(name, Tensor{type, array.shape, array.bytes.data()});
-  });
-  return tensors;
-}
-
-Settings settings_of(const Case &given, int threads) {
-  Settings settings{};
-  settings.channels = static_cast<int>(given.integer("channels"));
-  settings.vocab = static_cast<int>(given.integer("vocab"));
-  settings.levels = static_cast<int>(given.number("levels"));
-  settings.smallest = static_cast<int>(given.number("smallest"));
-  settings.hard = given.number("hard") != 0.0f;
-  settings.spike_embedding = given.number("spike_embedding") != 0.0f;
-  settings.state_size = given.at("state").count();
-  settings.threads = threads;
-  return settings;
-}
 
 void test_texts(const Case &given, Engine &engine) {
   const Array &ids = given.at("ids");

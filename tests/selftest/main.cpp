@@ -6,6 +6,7 @@
 
 void test_kernels(const Vectors &vectors);
 void test_engine(const Vectors &vectors);
+void test_fixed(const Vectors &vectors);
 
 int main(int count, char **arguments) {
   if (count != 2) {
@@ -16,6 +17,7 @@ int main(int count, char **arguments) {
     const Vectors vectors(arguments[1]);
     test_kernels(vectors);
     test_engine(vectors);
+    test_fixed(vectors);
   } catch (const std::exception &error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;

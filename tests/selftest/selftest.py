@@ -62,20 +62,21 @@ def build(compiler: str, out: Path, options: Sequence[str] = ()) -> None:
 def run(program: Path, vectors: Path, emulator: str | None = None) -> subprocess.CompletedProcess[str]:
     """The self-test's output; its exit status is 0 where every result is right."""
     command = [*([emulator] if emulator else []), str(program), str(vectors)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=3000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compiler", default="c++")
     parser.add_argument("--emulator", help="what runs the other machine's programs")
+    parser.add_argument("--tokens", type=int, default=64, help="that the shipped model reads in integers only")
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UndefinedBehaviorSanitizer")
     given = parser.parse_args()
     from vectors import make_vectors, write
 
     with tempfile.TemporaryDirectory() as directory:
         program, vectors = Path(directory, "selftest"), Path(directory, "vectors")
-        write(vectors, make_vectors())
+        write(vectors, make_vectors(given.tokens))
         options = SANITIZE if given.sanitize else STATIC if given.emulator else ()
         build(given.compiler, program, options)
         done = run(program, vectors, given.emulator)

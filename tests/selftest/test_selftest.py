@@ -34,14 +34,14 @@ def test_the_baseline_of_this_machine(written: Path, tmp_path: Path) -> None:
     selftest.build("c++", tmp_path / "program")
     check(selftest.run(tmp_path / "program", written))
     arrays = vectors.make_vectors()  # and it can fail
-    for name in ("wkv/0/y", "event/1/grad_leak", "engine/0/logits"):
+    for name in ("wkv/0/y", "event/1/grad_leak", "engine/0/logits", "fixed/0/logits"):
         arrays[name] = arrays[name].clone()
-        arrays[name].view(-1)[0] += 0.1
+        arrays[name].view(-1)[0] += 1 if "fixed" in name else 0.1
     vectors.write(tmp_path / "wrong", arrays)
     done = selftest.run(tmp_path / "program", tmp_path / "wrong")
     assert done.returncode == 1
     assert {line.partition(":")[0] for line in done.stdout.splitlines()[:-1]} == {
-        "wkv/0/y", "event/1/grad_leak", "engine/0/logits",
+        "wkv/0/y", "event/1/grad_leak", "engine/0/logits", "fixed/0/logits",
     }  # fmt: skip
     (tmp_path / "wrong").write_bytes(written.read_bytes()[:-10])
     done = selftest.run(tmp_path / "program", tmp_path / "wrong")

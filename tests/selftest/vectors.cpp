@@ -18,6 +18,7 @@ T take(std::istream &file) {
 std::size_t size_of(char type) {
   switch (type) {
     case 'f':
+    case 'w':
       return 4;
     case 'h':
       return 2;
@@ -48,6 +49,10 @@ std::vector<float> Array::values() const {
       std::memcpy(&values[i], &bits, sizeof bits);
     } else if (type == 'f') {
       std::memcpy(&values[i], bytes.data() + 4 * i, sizeof(float));
+    } else if (type == 'w') {
+      int32_t word;
+      std::memcpy(&word, bytes.data() + 4 * i, sizeof word);
+      values[i] = static_cast<float>(word);
     } else if (type == 'i') {
       values[i] = static_cast<float>(integers()[i]);
     } else {

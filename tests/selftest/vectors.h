@@ -7,7 +7,7 @@
 #include <vector>
 
 struct Array {
-  char type;  // 'f' float32, 'h' bfloat16, 'i' int64, 'b' int8, 'B' uint8
+  char type;  // 'f' float32, 'h' bfloat16, 'i' int64, 'w' int32, 'b' int8, 'B' uint8
   std::vector<int64_t> shape;
   std::vector<uint8_t> bytes;
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import spikegpt
 from spikegpt import ops
 from spikegpt.config import EventConfig, ModelConfig
+from spikegpt.engine import FixedEventModel, base
+from spikegpt.engine.fixed.model import FixedModel
+from spikegpt.engine.fixed.reference import Reference
+from spikegpt.engine.fixed.run import numbers as format_numbers
+from spikegpt.engine.fixed.run import prepared as fixed_arrays
 from spikegpt.engine.integers import IntegerModel
+from spikegpt.engine.packed import read_fixed
 from spikegpt.engine.plan import mix_plans, prepared, site_plans
 from spikegpt.engine.state_layout import Layout
 from spikegpt.model.spikegpt import SpikeGPT
 
 Arrays = dict[str, Tensor]
 HALF = torch.bfloat16
-TYPES = {torch.float32: "f", torch.bfloat16: "h", torch.int64: "i", torch.int8: "b", torch.uint8: "B"}
+TYPES = {torch.float32: "f", torch.bfloat16: "h", torch.int64: "i", torch.int32: "w", torch.int8: "b", torch.uint8: "B"}
 SHAPES = [(2, 1, 67), (1, 65, 130), (2, 33, 3)]
 
 
@@ -40,10 +48,16 @@ def write(path: Path, arrays: Arrays) -> None:
             file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
 
 
-def make_vectors() -> Arrays:
-    """Cases of every operator, and of the engine."""
+def make_vectors(shipped: int = 64) -> Arrays:
+    """Cases of every operator and of the engines; one of them is the model in the package reading so many tokens."""
     torch.manual_seed(0)
-    makers = wkv, lif, event, point_event, shift_mix, pointwise, cross_entropy, divergence, matvec, engine
+
+    def fixed() -> Iterator[Arrays]:
+        yield from fixed_engine()
+        if shipped and base.MISSING is None:
+            yield shipped_model(shipped)
+
+    makers = wkv, lif, event, point_event, shift_mix, pointwise, cross_entropy, divergence, matvec, engine, fixed
     return {
         f"{make.__name__}/{number}/{name}": tensor
         for make in makers
@@ -332,10 +346,63 @@ def engine() -> Iterator[Arrays]:
                 **engine_settings(config),
                 "ids": ids[0],
                 "state": layout.empty(1)[0],
+                **numbers(state_size=layout.size),
                 "logits": logits[0],
                 "state_out": layout.rows(state)[0],
                 "chosen": torch.tensor(chosen),
             }
+
+
+def fixed_engine() -> Iterator[Arrays]:
+    """Small models by the specification."""
+    for config in MODELS.values():
+        assert config.event is not None
+        config = replace(config, event=replace(config.event, leak=0.0))
+        for bits in (8, 4):
+            model = FixedModel.of(IntegerModel.of(filled(config), bits))
+            layout, reference = Layout(config, torch.int32, -model.formats.exponent.top), Reference(model)
+            ids = torch.randint(config.vocab_size, (40,))
+            state, rows = reference.start(), []
+            for token in ids.tolist():
+                logits, state = reference.step(token, state)
+                rows.append(torch.from_numpy(logits))
+            after = torch.cat([torch.from_numpy(state[name]).flatten() for name in layout.offsets])
+            logits = torch.stack(rows).int()
+            yield fixed_case(model, layout, ids, logits, after.int()) | {"logits": logits}
+
+
+def shipped_model(tokens: int) -> Arrays:
+    """The model in the package, by this machine's engine: too long for the specification."""
+    model, _ = read_fixed(Path(spikegpt.__file__).parent / "shipped")
+    layout = Layout(model.config, torch.int32, -model.formats.exponent.top)
+    ids = torch.randint(model.config.vocab_size, (1, 10_000), generator=torch.Generator().manual_seed(0))[:, :tokens]
+    logits, state = FixedEventModel(model).integer_logits(ids)
+    return fixed_case(model, layout, ids[0], logits[0], layout.rows(state)[0])
+
+
+def fixed_case(model: FixedModel, layout: Layout, ids: Tensor, logits: Tensor, after: Tensor) -> Arrays:
+    formats = "".join(f"{name} {value}\n" for name, value in format_numbers(model.formats).items())
+    return {
+        "shape": torch.tensor([len(ids)]),
+        "sites": lines(site_plans(model.config, layout), "matrix neuron inputs outputs is_signed membrane"),
+        "mixes": lines(mix_plans(model.config, layout), "name norm key value receptance output shift wkv"),
+        "formats": text(formats),
+        **tensors(fixed_arrays(model)),
+        **engine_settings(model.config),
+        **numbers(state_size=layout.size),
+        "ids": ids,
+        "state": layout.empty(1)[0],
+        "state_out": after,
+        "checksums": checksums(logits),
+    }
+
+
+def checksums(logits: Tensor) -> Tensor:
+    """FNV-1a over the logits [T, V] of each token, int64 [T]."""
+    sums = np.full(len(logits), 2166136261, np.uint64)
+    for column in logits.numpy().astype(np.uint32).T:
+        sums = (sums ^ column) * np.uint64(16777619) & np.uint64(0xFFFFFFFF)
+    return torch.from_numpy(sums.astype(np.int64))
 
 
 def filled(config: ModelConfig) -> SpikeGPT:

@@ -51,10 +51,6 @@ def pack(
     if is_packed(source) and not fixed:
         raise UsageError(f"{directory} is packed already; pack the model that it was made from")
     packed, tokenizer = read(source) if is_packed(source) else _round(source, bits)
-    if fixed and packed.config.task is not None:
-        raise UsageError(
-            f"{directory} is a classifier, which the integers-only engine does not run; pack it without --fixed"
-        )
     suffix = "-fixed" if is_packed(source) else f"-{packed.bits}bit{'-fixed' if fixed else ''}"
     target = checkpoint.beside(Path(directory), suffix) if out is None else Path(out)
     if checkpoint.names_to_replace(target, force) and not is_packed(target):

@@ -81,6 +81,11 @@ def check_fixed(config: ModelConfig) -> None:
             "this model's neurons have a leak, which the integers-only engine does not do; run it with --engine event, "
             "or train one with event.leak=0 event.learn_leak=false"
         )
+    if config.task is not None and config.task.ngrams:
+        raise UsageError(
+            "this classifier's look-up lane adds floats, which the integers-only engine does not do; run it with "
+            "--engine event, or finetune with --lookup 0"
+        )
 
 
 def is_time(config: ModelConfig, layer: int) -> bool:
@@ -124,7 +129,7 @@ def shapes(config: ModelConfig, formats: Formats, groups: dict[str, int]) -> dic
     for norm in norms:
         found |= {f"{norm}.gain": channels, f"{norm}.shift": (1,), f"{norm}.bias": channels}
     for matrix, kind in matrices(config):
-        outputs = {"hidden": config.hidden, "logit": config.vocab_size}.get(kind, config.n_embd)
+        outputs = {"hidden": config.hidden, "logit": config.outputs}.get(kind, config.n_embd)
         found |= {f"{matrix}.multiplier": (groups[matrix], outputs), f"{matrix}.shift": (1,), f"{matrix}.event": (3,)}
         if reads_square(matrix):
             found[f"{matrix}.square"] = (1,)

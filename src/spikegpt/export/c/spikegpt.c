@@ -227,7 +227,7 @@ void sg_reset(sg_state *state) {
 
 void sg_step(sg_state *state, int32_t token, int16_t *logits) {
   static int16_t x[SG_CHANNELS], h[SG_CHANNELS];
-  static int32_t sums[SG_VOCABULARY];
+  static int32_t sums[SG_OUTPUTS];
   int32_t c, layer;
   for (c = 0; c < SG_CHANNELS; ++c) {
     const int32_t stored = sg_embedding[token * SG_CHANNELS + c], value = SG_SPIKE_EMBEDDING ? stored >= 0 : stored;
@@ -249,15 +249,41 @@ void sg_step(sg_state *state, int32_t token, int16_t *logits) {
   norm(x, &sg_ln_out, h);
   for (c = 0; c < SG_CHANNELS; ++c) events[c] = (int8_t)event_of(&sg_head, h[c]);
   multiply(&sg_head, events, sums);
-  for (c = 0; c < SG_VOCABULARY; ++c) logits[c] = (int16_t)sums[c];
+  for (c = 0; c < SG_OUTPUTS; ++c) logits[c] = (int16_t)sums[c];
 }
 
 int32_t sg_argmax(const int16_t *logits) {
   int32_t best = 0, o;
-  for (o = 1; o < SG_VOCABULARY; ++o)
+  for (o = 1; o < SG_OUTPUTS; ++o)
     if (logits[o] > logits[best]) best = o;
   return best;
 }
+
+#if SG_LABELS
+
+void sg_begin(sg_reading *text) {
+  int32_t o;
+  sg_reset(&text->state);
+  for (o = 0; o < SG_OUTPUTS; ++o) text->sums[o] = 0;
+  text->tokens = 0;
+}
+
+void sg_read(sg_reading *text, int32_t token) {
+  static int16_t logits[SG_OUTPUTS];
+  int32_t o;
+  sg_step(&text->state, token, logits);
+  for (o = 0; o < SG_OUTPUTS; ++o) text->sums[o] += logits[o];
+  ++text->tokens;
+}
+
+void sg_answer(const sg_reading *text, int16_t *logits) {
+  const int32_t part = text->tokens / 2;
+  int32_t o;
+  for (o = 0; o < SG_OUTPUTS; ++o)
+    logits[o] = (int16_t)((text->sums[o] + (text->sums[o] < 0 ? -part : part)) / text->tokens);
+}
+
+#else
 
 static uint32_t chance(const int16_t *logits, int32_t o, int32_t best, uint32_t sharpness, int floor) {
   const uint32_t below = (uint32_t)(best - logits[o]), most = ((uint32_t)floor << SG_SAMPLE_FRACTION) / sharpness;
@@ -289,3 +315,5 @@ const uint8_t *sg_bytes(int32_t token, int *length) {
   *length = (int)(sg_text_begin[token + 1] - sg_text_begin[token]);
   return sg_text + sg_text_begin[token];
 }
+
+#endif

@@ -66,8 +66,9 @@ def _sizes(model: FixedModel) -> str:
     shift = int(constants["emb.shift"][0]) + EMBEDDING_FRACTION - formats.norm.fraction
     values = {
         "BITS": model.bits, "LAYERS": config.n_layer, "CHANNELS": config.n_embd, "HIDDEN": config.hidden,
-        "VOCABULARY": config.vocab_size, "MOST_INPUTS": max(config.n_embd, config.hidden),
-        "WIDEST": max(config.n_embd, config.hidden, config.vocab_size), "GROUPED": int(grouped), "GROUP": GROUP,
+        "VOCABULARY": config.vocab_size, "OUTPUTS": config.outputs,
+        "LABELS": 0 if config.task is None else config.outputs, "MOST_INPUTS": max(config.n_embd, config.hidden),
+        "WIDEST": max(config.n_embd, config.hidden, config.outputs), "GROUPED": int(grouped), "GROUP": GROUP,
         "LEVELS": event.levels, "SMALLEST": event.smallest, "SPIKE_EMBEDDING": int(bool(config.spike_embedding)),
         "MEAN": int(constants["mean"][0]), "EPSILON": int(constants["epsilon"][0]), "SQUARE_TOP": SQUARE_TOP,
         "EMBEDDING_FRACTION": EMBEDDING_FRACTION, "EMBEDDING_SHIFT": shift, "TABLE_BITS": formats.table_bits,
@@ -110,6 +111,10 @@ def _arrays(model: FixedModel, tokenizer: Tokenizer) -> Iterator[str]:
     yield f"static const sg_matrix sg_head = {_matrix(model, 'head')};\n"
     mixes = ",\n".join(_mix(model, layer, part) for layer in range(model.config.n_layer) for part in (0, 1))
     yield f"static const sg_mix sg_mixes[{2 * model.config.n_layer}] = {{\n{mixes}}};\n"
+    if model.config.task is not None:
+        names = ", ".join(_string(label) for label in model.config.task.labels)
+        yield f"const char *const sg_label_names[{model.config.outputs}] = {{{names}}};\n"
+        return
     pieces = [tokenizer.token_bytes(id) if id < tokenizer.vocab_size else b"" for id in range(model.config.vocab_size)]
     yield _array("uint32_t", "sg_text_begin", np.cumsum([0, *map(len, pieces)]))
     yield _array("uint8_t", "sg_text", np.frombuffer(b"".join(pieces) or b"\0", np.uint8))
@@ -156,6 +161,12 @@ def _matrix(model: FixedModel, name: str) -> str:
 def _array(kind: str, name: str, values: np.ndarray) -> str:
     flat = np.asarray(values).reshape(-1)
     return f"static const {kind} {name}[{len(flat)}] = {{{','.join(map(str, flat.tolist()))}}};\n"
+
+
+def _string(text: str) -> str:
+    """A string literal; other characters than ASCII's as octal numbers, and no trigraph."""
+    plain = [chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}" for byte in text.encode()]
+    return f'"{"".join(plain)}"'
 
 
 def _identifier(name: str) -> str:
