@@ -98,13 +98,15 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     colours = dict(
         zip(sorted({-key[0] for key in lines}, reverse=True), ("black", "C0", "C1", "C2", "C3"), strict=False)
     )
+    least = min(tokens for _, _, tokens in lines)
     for (asked, taught, tokens), found in sorted(lines.items()):
         found.sort(key=lambda row: row["bytes_read"])
         what = "continuous, every weight" if asked == -1 else f"event-driven, {-asked:.0%} of the weights"
         how = f"{tokens / 1e6:.1f}M tokens, {'with the teacher' if taught else 'from the text alone'}"
         points = [row["bytes_read"] / 1e6 for row in found], [row["bits_per_byte"] for row in found]
-        style = {"linestyle": "-" if taught else "--", "markerfacecolor": None if taught else "white"}
-        axes.plot(*points, color=colours[-asked], marker="s" if asked == -1 else "o", **style, label=f"{what}; {how}")
+        style: dict[str, Any] = {"color": colours[-asked], "marker": "s" if asked == -1 else "o"}
+        style |= {"linestyle": "-" if taught else "--", "markerfacecolor": None if taught else "white"}
+        axes.plot(*points, alpha=1.0 if tokens == least else 0.4, **style, label=f"{what}; {how}")
         for row, x, y in zip(found, *points, strict=True):
             axes.annotate(f"{row['width']}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
