@@ -36,7 +36,7 @@ docs: $(VENV)/.installed-docs
 # Kernels and engine without Python, beside vectors from the reference: here, on Arm under emulation (Debian's
 # g++-aarch64-linux-gnu and qemu-user), and here with the sanitizers for addresses and undefined behaviour.
 selftest: $(VENV)/.installed-test
-	$(BIN)/python tests/selftest/selftest.py
+	$(BIN)/python tests/selftest/selftest.py $(if $(TOKENS),--tokens $(TOKENS))
 
 selftest-aarch64: $(VENV)/.installed-test
 	$(BIN)/python tests/selftest/selftest.py --compiler aarch64-linux-gnu-g++ --emulator qemu-aarch64 $(if $(TOKENS),--tokens $(TOKENS))

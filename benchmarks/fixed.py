@@ -68,7 +68,7 @@ def measure_shipped(turns: int, isas: list[str]) -> list[dict[str, Any]]:
 @torch.inference_mode()
 def measure_random(name: str, config: ModelConfig, turns: int, isas: list[str]) -> list[dict[str, Any]]:
     """Weights and tokens at random, a tenth of the weights read."""
-    (_, packed), *_ = at_activities(config, [0.1], 8)
+    ((_, (packed,)),) = at_activities(config, [0.1], [8])
     ids = np.random.default_rng(0).integers(config.vocab_size, size=128)
     return compare(f"random, {name}", packed, ids, turns, isas)
 

@@ -83,8 +83,8 @@ def check_fixed(config: ModelConfig) -> None:
         )
     if config.task is not None and config.task.ngrams:
         raise UsageError(
-            "this classifier's look-up lane adds floats, which the integers-only engine does not do; run it with "
-            "--engine event, or finetune with --lookup 0"
+            "this classifier has a look-up lane, which the integers-only engine does not do; run it with --engine event, "
+            "or train one with `spikegpt finetune --lookup 0`"
         )
 
 
