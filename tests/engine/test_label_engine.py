@@ -83,7 +83,7 @@ def test_labels_in_integers_only(tmp_path):
 
 
 def test_a_look_up_lane_is_not_done_in_integers_only(directory, tmp_path):
-    with pytest.raises(UsageError, match="look-up lane .* finetune --lookup 0"):
+    with pytest.raises(UsageError, match="look-up lane.*finetune --lookup 0"):
         pack(directory, tmp_path / "fixed", fixed=True)
     with pytest.raises(UsageError, match="look-up lane"):
         load(directory, engine="fixed")
