@@ -79,7 +79,8 @@ def train(arguments: argparse.Namespace, name: str, out: Path, end: float) -> bo
         log_every=50, eval_every=500, eval_tokens=2**20, save_every=0,
         distill=0.9 if teacher else 0.0,
     )  # fmt: skip
-    # Ctrl-C ends the step and saves: the run is resumed from there.
+    # Ctrl-C ends the step and saves: the run is resumed from there. A shell's background jobs begin with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     alarm = threading.Timer(max(0.1, end - time.monotonic()), os.kill, (os.getpid(), signal.SIGINT))
     alarm.daemon = True
     alarm.start()
