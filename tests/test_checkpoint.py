@@ -82,6 +82,13 @@ def test_preset_is_untrained_over_bytes():
     assert isinstance(model.tokenizer, ByteTokenizer)
 
 
+def test_shipped_is_a_name_as_none_is(tmp_path, monkeypatch):
+    assert load("shipped").config == load().config
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "shipped", made := make_model(), ByteTokenizer())
+    assert load("shipped").config == made.config, "a directory of that name comes first"
+
+
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match="no model 'smal': it is neither a directory nor one of tiny, small"):
         spikegpt.load("smal")

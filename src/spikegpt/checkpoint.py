@@ -167,15 +167,22 @@ def write_model(
 ) -> None:
     """Put the files of a model into an existing directory, each whole, the weights last: they make it a model.
 
-    `tokenizer` is by default the model's own. Beside the three files of a model goes what tells `generate` of
-    transformers which token ends a text.
+    `tokenizer` is by default the model's own.
     """
     tokenizer = tokenizer or model.tokenizer
     assert tokenizer is not None
-    tokenizer.save(directory)
-    write_json(directory / hub.GENERATION, hub.generation_config(tokenizer, model.config.vocab_size))
-    write_json(directory / CONFIG, describe(model.config))
+    write_description(directory, model.config, tokenizer)
     write_tensors(directory / WEIGHTS, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
+
+
+def write_description(directory: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Put all files of a model but its weights into an existing directory.
+
+    Beside configuration and tokenizer goes what tells `generate` of transformers which token ends a text.
+    """
+    tokenizer.save(directory)
+    write_json(directory / hub.GENERATION, hub.generation_config(tokenizer, config.vocab_size))
+    write_json(directory / CONFIG, describe(config))
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:

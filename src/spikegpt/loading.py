@@ -48,8 +48,9 @@ def load(
 ) -> Any:
     """The model called `name`, ready to generate, its tokenizer in `model.tokenizer`.
 
-    None is the small trained model inside the package. A directory is a saved or packed model, or a training run: its
-    finished model, else its latest complete checkpoint. A preset's name gives that shape untrained, over bytes.
+    None, or "shipped", is the small trained model inside the package. A directory is a saved or packed model, or a
+    training run: its finished model, else its latest complete checkpoint. A preset's name gives that shape untrained,
+    over bytes.
     engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
     as a `SpikeGPT`, "fixed" in integers without any float between (`engine.FixedEventModel`); "auto" takes the first for
     packed models, the third for those packed with `--fixed`, if the engine is built here, and the second for all others.
@@ -58,6 +59,8 @@ def load(
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
     device = usable(device)
+    if str(name) == SHIPPED.name and not Path(SHIPPED.name).is_dir():
+        name = None
     path = SHIPPED if name is None else Path(name)
     if name is None and not path.is_dir():
         raise UserError(
@@ -119,7 +122,7 @@ def _load_teacher(directory: PathLike, student: ModelConfig, tokenizer: Tokenize
 
 def model_directory(name: PathLike) -> Path:
     """The directory meant by `name`: a model's, a run's latest checkpoint, or "shipped"; UsageError for anything else."""
-    path = SHIPPED if str(name) == "shipped" and not Path(name).is_dir() else Path(name)
+    path = SHIPPED if str(name) == SHIPPED.name and not Path(name).is_dir() else Path(name)
     if not path.is_dir():
         raise UsageError(f'no model {str(name)!r}: it is neither a directory nor "shipped"')
     return resolve(path)

@@ -106,7 +106,7 @@ def test_the_report_is_of_the_model_that_was_written(twin: Path, whole: tuple[Pa
     """The last block's loss and the activity, measured again on the whole models over the same windows."""
     out, report = whole
     job = by_block.open_job(
-        twin / "run", twin / "again", [twin / "counting.txt"], [], 0.3, {}, CONFIG, TOKENS, twin / "cache", None
+        twin / "run", twin / "again", [twin / "counting.txt"], [], 0.3, {}, CONFIG, TOKENS, twin / "cache", None, False
     )
     original, student = load_model(twin / "run"), load_model(out)
     losses = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,11 @@ def spikify(
         int | None, typer.Option(help="Steps of fine-tuning.", show_default="500; 200 of each block")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="2e-3; 4e-3 by block")] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.", show_default="16; 8 by block")] = None,
     distill: Annotated[float, typer.Option(help="Weight of the teacher's predictions, in [0, 1].")] = 0.9,
-    match: Annotated[float, typer.Option(help="Weight of the distance from the teacher's residuals.")] = 2.0,
+    match: Annotated[
+        float | None, typer.Option(help="Weight of the distance from the teacher's residuals.", show_default="2")
+    ] = None,
     teacher: Annotated[
         list[Path], typer.Option(help="A model to learn from; several: their mean.", show_default="the original")
     ] = [],  # noqa: B006
@@ -53,10 +56,9 @@ def spikify(
     json: Json = False,
 ) -> None:
     """Turn a continuous model into an event-driven one, or an event-driven one to another activity."""
-    from ..config import TrainConfig
-    from ..training.by_block import spikify_by_block
+    from ..training import by_block as in_parts
+    from ..training import spikify as as_a_whole
     from ..training.by_block_plan import plan
-    from ..training.spikify import spikify as end_to_end
     from .show import print_json
     from .show_blocks import print_plan, print_report
 
@@ -68,24 +70,27 @@ def spikify(
         raise UsageError("--dry-run tells what --by-block needs; give both")
     if by_block and teacher:
         raise UsageError("--by-block learns from the original alone; leave out --teacher")
-    steps = (200 if by_block else 500) if steps is None else steps
-    lr = (4e-3 if by_block else 2e-3) if lr is None else lr
-    config = TrainConfig(
-        steps=steps, lr=lr, batch_size=batch_size, warmup=min(20, steps), distill=distill,
-        match=0.0 if by_block else match, log_every=50 if by_block else 10,
+    if by_block and match is not None:
+        raise UsageError("--by-block has no other weight than 1 for the residuals; leave out --match")
+    given = {"steps": steps, "lr": lr, "batch_size": batch_size, "distill": distill, "match": match}
+    usual = in_parts.default_config() if by_block else as_a_whole.default_config()
+    config = dataclasses.replace(
+        usual,
         precision=precision,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+        warmup=usual.warmup if steps is None else min(usual.warmup, steps),
+        **{name: value for name, value in given.items() if value is not None},  # pyright: ignore[reportArgumentType]
+    )
     if dry_run:
         needed = plan(source, activity, event, config, tokens)
         print_json(needed.to_dict()) if json else print_plan(needed)
         return
     if by_block:
-        result = spikify_by_block(
+        result = in_parts.spikify_by_block(
             source, out, data=data, valid=valid, activity=activity, event=event, config=config, tokens=tokens,
             resume=resume, cache=cache,
         )  # fmt: skip
     else:
-        result = end_to_end(
+        result = as_a_whole.spikify(
             source, out, data=data, valid=valid, activity=activity, config=config, teacher=teacher or None,
             resume=resume, cache=cache, event=event,
         )  # fmt: skip

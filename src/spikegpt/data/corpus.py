@@ -7,6 +7,7 @@ import glob
 import gzip
 import json
 import lzma
+import os
 import re
 import warnings
 import zlib
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 from ..errors import UserError
+
+PathLike = str | os.PathLike[str]
 
 Errors = Literal["strict", "replace"]
 
@@ -42,14 +45,14 @@ class Document(NamedTuple):
     """Whether nothing of the same file follows that the text runs into."""
 
 
-def expand(paths: Iterable[str | Path] | str | Path) -> list[Path]:
+def expand(paths: Iterable[PathLike] | PathLike) -> list[Path]:
     """The files that files, folders (searched to the bottom) and glob patterns stand for, each once.
 
     Folders and patterns give only files that can be read; hidden ones are left out. UserError: a path that does not
     exist, a file of an unknown kind, nothing found.
     """
     found: dict[Path, Path] = {}
-    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
         for file in _expand_one(path):
             found.setdefault(file.resolve(), file)
     if not found:
@@ -58,7 +61,7 @@ def expand(paths: Iterable[str | Path] | str | Path) -> list[Path]:
 
 
 def documents(
-    paths: Iterable[str | Path] | str | Path, *, separator: str | None = SEPARATOR, errors: Errors = "strict"
+    paths: Iterable[PathLike] | PathLike, *, separator: str | None = SEPARATOR, errors: Errors = "strict"
 ) -> Iterator[str]:
     """The texts of `read_files`, one after another; those of a text file join to exactly its text."""
     for document in read_files(paths, separator=separator, errors=errors):
@@ -66,7 +69,7 @@ def documents(
 
 
 def read_files(
-    paths: Iterable[str | Path] | str | Path, *, separator: str | None = SEPARATOR, errors: Errors = "strict"
+    paths: Iterable[PathLike] | PathLike, *, separator: str | None = SEPARATOR, errors: Errors = "strict"
 ) -> Iterator[Document]:
     """The documents of files, folders and patterns (see `expand`), one after another.
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..errors import UsageError, UserError
 from ..files import write_directory
 from ..tokenizer import Tokenizer
-from .corpus import SEPARATOR, Document, Errors, cut_between_words, expand, read_documents
+from .corpus import SEPARATOR, Document, Errors, PathLike, cut_between_words, expand, read_documents
 from .encode import encode_documents
 from .token_file import TokenFile, TokenWriter
 
@@ -26,7 +26,7 @@ _FORMAT = 2
 _BATCH = 1 << 21  # characters read ahead
 _SAMPLE = 1 << 16
 
-Paths = Iterable[str | Path] | str | Path
+Paths = Sequence[PathLike] | PathLike
 
 
 class Corpus(NamedTuple):
@@ -39,10 +39,10 @@ class Corpus(NamedTuple):
 def prepare(
     paths: Paths,
     tokenizer: Tokenizer,
-    cache_dir: str | Path,
+    cache_dir: PathLike | None = None,
     *,
     valid: float = 0.01,
-    valid_paths: Paths | None = None,
+    valid_paths: Paths = (),
     separator: str | None = SEPARATOR,
     errors: Errors = "strict",
     progress: bool = True,
@@ -53,18 +53,19 @@ def prepare(
     choice depends neither on a document's position nor on its file's name. If the corpus is a single document, its tail
     is held out. With `valid_paths` that text is held out instead, and with `valid=0` none.
 
-    The result is cached in `cache_dir/tokens-KEY` and reused as long as the key is the same: it covers each file's
-    name, size, time of change and 64 KiB at its start, middle and end, the tokenizer and the settings here.
+    The result is cached in `cache_dir/tokens-KEY` (None: in `~/.cache/spikegpt`) and reused as long as the key is the
+    same: it covers each file's name, size, time of change and 64 KiB at its start, middle and end, the tokenizer and the
+    settings here.
 
     UserError: a file that cannot be read as text, an empty corpus, a full disk. Nothing half-written is left.
     """
     if not 0 <= valid < 1:
         raise UsageError(f"valid={valid} must be in [0, 1): the fraction of the text to hold out")
-    fraction = 0.0 if valid_paths is not None else valid
+    fraction = 0.0 if valid_paths else valid
     source = _Source(expand(paths), separator, errors)
-    folder = _cached(source, tokenizer, Path(cache_dir), fraction, progress)
+    folder = _cached(source, tokenizer, Path(cache_dir or Path.home() / ".cache" / "spikegpt"), fraction, progress)
     train = TokenFile(folder / "train.bin")
-    if valid_paths is not None:
+    if valid_paths:
         how: dict[str, Any] = {"separator": separator, "errors": errors, "progress": progress}
         return Corpus(train, prepare_files(valid_paths, tokenizer, cache_dir, **how))
     return Corpus(train, TokenFile(folder / "valid.bin") if fraction else None)
@@ -73,7 +74,7 @@ def prepare(
 def prepare_files(
     paths: Paths,
     tokenizer: Tokenizer,
-    cache_dir: str | Path,
+    cache_dir: PathLike | None = None,
     *,
     separator: str | None = SEPARATOR,
     errors: Errors = "strict",

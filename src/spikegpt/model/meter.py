@@ -54,7 +54,7 @@ class SiteCounts:
 
 
 class SpikeMeter:
-    """Counts the spikes of every neuron of a model inside a `with` block.
+    """Counts the spikes of every neuron of a model inside a `with` block, or several.
 
     >>> with SpikeMeter(model) as meter:
     ...     model(ids)
@@ -77,6 +77,7 @@ class SpikeMeter:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
     def _hook(self, name: str):
         def count(_module: nn.Module, _inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]) -> None:

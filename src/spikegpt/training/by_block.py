@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import hub
-from ..checkpoint import CONFIG, WEIGHTS, describe, has_weights, write_tensors
+from ..checkpoint import WEIGHTS, has_weights, write_description, write_tensors
 from ..config import TrainConfig
 from ..convert.stored import read_safetensors, write_safetensors
 from ..errors import UsageError
@@ -28,7 +27,7 @@ from ..model.meter import SpikeMeter
 from ..model.neurons import adapt
 from .by_block_job import WORK, Job, is_begun, leave_unbegun, open_job
 from .interrupt import Stop
-from .lock import LOCK, refuse_existing
+from .lock import LOCK, in_use, refuse_existing
 from .loss import distillation, loss_fn, mismatch
 from .optim import lr_at, make_optimizer
 from .parts import embed, event_neurons, make_part, neurons_by_matrix, part_names, prefix_of, weights_of
@@ -85,7 +84,7 @@ def spikify_by_block(
     if not resume:
         refuse_existing(out)
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out / LOCK, f"another run is writing to {out}; wait for it to end"):
+    with locked(out / LOCK, in_use(out)):
         if resume and has_weights(out):
             return read_json(out / REPORT)
         if resume and not is_begun(out):
@@ -95,8 +94,9 @@ def spikify_by_block(
             raise UsageError(f"{out} already holds parts of a model; resume with --resume, or choose another directory")
         try:
             job = open_job(
-                Path(source), out, data, valid, activity, event or {}, config or default_config(), tokens, cache, device
-            )
+                Path(source), out, data, valid, activity, event or {}, config or default_config(), tokens, cache, device,
+                progress,
+            )  # fmt: skip
         except BaseException:
             leave_unbegun(out)
             raise
@@ -134,7 +134,7 @@ def _finish_part(job: Job, index: int, name: str, stop: Stop, display: Display) 
     original = make_part(job.original, name, job.stored).to(job.device).eval()
     student = make_part(job.student, name, job.stored).to(job.device)
     theirs, ours = job.residuals("original", index), job.residuals("student", index)
-    if not _train(job, index, name, student, original, stop, display):
+    if not _train(job, index, name, student, original, ours, theirs, stop, display):
         return None
     student.eval()
     figures = _measure(job, name, student, original, ours, theirs)
@@ -153,11 +153,11 @@ def _finish_part(job: Job, index: int, name: str, stop: Stop, display: Display) 
 
 
 def _train(
-    job: Job, index: int, name: str, student: nn.Module, original: nn.Module, stop: Stop, display: Display
-) -> bool:
+    job: Job, index: int, name: str, student: nn.Module, original: nn.Module, ours: Residuals, theirs: Residuals,
+    stop: Stop, display: Display,
+) -> bool:  # fmt: skip
     """Draw `student` to `original`; False: asked to stop."""
     config = job.config
-    theirs, ours = job.residuals("original", index), job.residuals("student", index)
     order = torch.Generator().manual_seed(config.seed + index)
 
     def next_input() -> tuple[Tensor, Tensor]:
@@ -191,8 +191,6 @@ def _train(
             display.report(done, {"loss": loss.item()})
         if stop.requested:
             return False
-    for neuron in neurons:
-        neuron.set_progress(1.0)
     return True
 
 
@@ -217,18 +215,18 @@ def _measure(
     def add(figure: str, value: Tensor) -> None:
         sums[figure] = sums.get(figure, torch.zeros(())) + value.cpu() / job.held_out
 
-    with SpikeMeter(student) as meter:
-        for batch in range(job.batches, job.batches + job.held_out):
-            target = original(theirs[batch].to(job.device))
-            mine = student(ours[batch].to(job.device))
-            add("loss", compare(mine, target))
-            if name == "head":
-                following = job.ids(batch)[1].to(job.device)
-                add("nats", loss_fn(mine, following, 0.0))
-                add("original_nats", loss_fn(target, following, 0.0))
+    meter = SpikeMeter(student)
     for batch in range(job.batches, job.batches + job.held_out):
-        mine, target = (part(theirs[batch].to(job.device)) for part in (student, original))
-        add("loss_alone", compare(mine, target))
+        read = theirs[batch].to(job.device)
+        target = original(read)
+        with meter:
+            mine = student(ours[batch].to(job.device))
+        add("loss", compare(mine, target))
+        add("loss_alone", compare(student(read), target))
+        if name == "head":
+            following = job.ids(batch)[1].to(job.device)
+            add("nats", loss_fn(mine, following, 0.0))
+            add("original_nats", loss_fn(target, following, 0.0))
     return {"activity": meter.activity, **{figure: float(total) for figure, total in sums.items()}}
 
 
@@ -255,9 +253,7 @@ def _assemble(job: Job, parts: int) -> dict[str, Any]:
         "interrupted": False,
     }
     write_json(job.out / REPORT, report)
-    job.tokenizer.save(job.out)
-    write_json(job.out / hub.GENERATION, hub.generation_config(job.tokenizer, job.student.vocab_size))
-    write_json(job.out / CONFIG, describe(job.student))
+    write_description(job.out, job.student, job.tokenizer)
     write_atomically(job.out / WEIGHTS, lambda path: write_safetensors(path, stored))
     remove_directory(job.out / WORK)
     return report

@@ -23,7 +23,7 @@ from ..files import read_json, remove_directory, write_json
 from ..loading import usable
 from ..tokenizer import Tokenizer, load_tokenizer
 from .by_block_plan import HELD_OUT, event_config
-from .lock import LOCK
+from .lock import leave_empty
 from .residuals import Residuals
 
 PathLike = str | os.PathLike[str]
@@ -88,7 +88,7 @@ class Job:
 
 def open_job(
     source: Path, out: Path, data: Sequence[PathLike], valid: Sequence[PathLike], activity: float, event: dict[str, Any],
-    config: TrainConfig, tokens: int, cache: PathLike | None, device: str | None,
+    config: TrainConfig, tokens: int, cache: PathLike | None, device: str | None, progress: bool,
 ) -> Job:  # fmt: skip
     """Open the model and the text; what a resumed run must have in common with the one that began is written or compared."""
     if config.precision == "fp16":
@@ -108,10 +108,7 @@ def open_job(
     check(source, stored, original)
     tokenizer = load_tokenizer(source)
     student = event_config(original, activity, event)
-    corpus = prepare(
-        [Path(path) for path in data], tokenizer, Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
-        valid_paths=[Path(path) for path in valid] or None,
-    )  # fmt: skip
+    corpus = prepare(data, tokenizer, cache, valid_paths=valid, progress=progress)
     batches = max(1, tokens // (config.batch_size * (config.context or original.context)))
     held_out = max(1, round(batches * HELD_OUT))
     job = Job(out, stored, original, student, tokenizer, corpus, config, batches, held_out, usable(device))
@@ -148,6 +145,4 @@ def leave_unbegun(out: Path) -> None:
         return
     if (out / WORK).exists():
         remove_directory(out / WORK)
-    if os.listdir(out) == [LOCK]:
-        (out / LOCK).unlink()
-        out.rmdir()
+    leave_empty(out)

@@ -30,7 +30,7 @@ def refuse_existing(out: Path) -> None:
 def refuse_running(out: Path) -> None:
     """UserError where another run is writing to `out`, told before any text is read; `alone` makes sure of it."""
     if os.environ.get("RANK", "0") == "0" and is_locked(out / LOCK):
-        raise UserError(_in_use(out))
+        raise UserError(in_use(out))
 
 
 def checkpoint_of(out: Path) -> Path:
@@ -54,23 +54,30 @@ def alone(out: Path, accelerator: Accelerator, *, resume: bool) -> Iterator[None
         if accelerator.is_main_process:
             try:
                 out.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(out / LOCK, _in_use(out)))
+                stack.enter_context(locked(out / LOCK, in_use(out)))
             except OSError as error:
                 refusal = WriteError(out, error)
             except UserError as error:
                 refusal = error
         refused: Any = accelerator.reduce(torch.tensor(float(refusal is not None), device=accelerator.device), "sum")
         if refused > 0:
-            raise refusal or UserError(_in_use(out))
+            raise refusal or UserError(in_use(out))
         try:
             check(out)  # once more: the run that had the lock until now may have changed it
             yield
         except BaseException:
-            if accelerator.is_main_process and os.listdir(out) == [LOCK]:  # nothing was begun
-                (out / LOCK).unlink()
-                out.rmdir()
+            if accelerator.is_main_process:
+                leave_empty(out)
             raise
 
 
-def _in_use(out: Path) -> str:
+def leave_empty(out: Path) -> None:
+    """Take the run's directory away if nothing was begun in it: it holds the lock alone."""
+    if os.listdir(out) == [LOCK]:
+        (out / LOCK).unlink()
+        out.rmdir()
+
+
+def in_use(out: Path) -> str:
+    """What somebody is told who wants the directory of a running run."""
     return f"another run is writing to {out}; wait for it to end, or choose another directory"

@@ -73,14 +73,7 @@ def train_on(
         config, backend, reasons = choice or choose(model_config, config, auto, backend, machine)
         if progress and os.environ.get("RANK", "0") == "0":
             print(*(f"auto: {reason}" for reason in reasons), sep="\n", file=sys.stderr)
-    corpus = prepare(
-        [Path(path) for path in data],
-        made,
-        Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
-        valid=hold_out,
-        valid_paths=[Path(path) for path in valid] or None,
-        progress=progress,
-    )
+    corpus = prepare(data, made, cache, valid=hold_out, valid_paths=valid, progress=progress)
     torch.manual_seed(config.seed)
     model = SpikeGPT(model_config, backend=backend)
     return fit_text(

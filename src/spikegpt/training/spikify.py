@@ -78,11 +78,8 @@ def spikify(
     tokenizer = original.tokenizer
     if tokenizer is None:
         raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
-    config = config or TrainConfig(steps=500, lr=2e-3, warmup=20, distill=0.9, match=2.0)
-    corpus = prepare(
-        [Path(path) for path in data], tokenizer, Path(cache) if cache else Path.home() / ".cache" / "spikegpt",
-        valid_paths=[Path(path) for path in valid] or None, progress=progress,
-    )  # fmt: skip
+    config = config or default_config()
+    corpus = prepare(data, tokenizer, cache, valid_paths=valid, progress=progress)
     student = event_driven(original, neurons)
     teachers = [original] if teacher is None else load_teachers(teacher, student.config, tokenizer)
     if not resume and before is None:
@@ -93,6 +90,11 @@ def spikify(
         student, tokenizer, corpus.train, corpus.valid, config, Path(out),
         resume=resume, progress=progress, teachers=teachers if config.distill or config.match else (),
     )  # fmt: skip
+
+
+def default_config() -> TrainConfig:
+    """The fine-tuning unless it is said otherwise."""
+    return TrainConfig(steps=500, lr=2e-3, warmup=20, distill=0.9, match=2.0)
 
 
 def neurons_of(source: ModelConfig, activity: float, changed: dict[str, Any]) -> EventConfig:
