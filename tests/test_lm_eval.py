@@ -220,6 +220,20 @@ def test_a_longest_length_cuts_contexts_and_makes_windows(directory):
 
 
 @pytest.mark.skipif(run.MISSING is not None, reason="the engine is not built")
+@pytest.mark.parametrize("engine", ["event", "fixed"])
+def test_event_driven_models_are_scored_in_batches_as_alone(tmp_path, engine):
+    """Of a model that is not packed too: it is, in memory."""
+    save_model(tmp_path / "model", make_model("before"))
+    pairs = [("abc", " de"), ("abc", " f"), ("", "begin"), ("a long context " * 9, "x" * 70), ("ab ", "c")]
+    lm = SpikeGPTLM(str(tmp_path / "model"), engine=engine, batch_size=3)
+    assert not isinstance(lm.model, SpikeGPT)
+    given = lm.loglikelihood(requests("loglikelihood", *pairs), True)
+    for (context, continuation), (total, greedy) in zip(pairs, given, strict=True):
+        alone, best = likelihood(lm.model, context, continuation)
+        assert total == pytest.approx(alone, rel=1e-6) and greedy == best
+
+
+@pytest.mark.skipif(run.MISSING is not None, reason="the engine is not built")
 def test_packed_models_run_on_the_integer_engine(tmp_path):
     save_model(tmp_path / "model", make_model("before"))
     packed = SpikeGPTLM(str(pack(tmp_path / "model", tmp_path / "packed")), batch_size=3)

@@ -21,7 +21,8 @@ from torch import Tensor
 from .data.corpus import PIECE, kind, pieces
 from .data.encode import encode, encoded
 from .errors import UsageError, UserError
-from .model.protocol import LanguageModel, check_predicts_tokens, evaluating, tokenizer_of
+from .model.protocol import LanguageModel, Scoring, check_predicts_tokens, evaluating, tokenizer_of
+from .model.state import State
 from .tokenizer import Tokenizer
 
 Report = Callable[[int, int], object]
@@ -109,16 +110,15 @@ def bits_on_tokens(
         raise UserError(f"a text of {len(ids)} tokens is too short to evaluate; at least 2 are needed")
     if chunk < 1 or streams < 1:
         raise UsageError(f"chunk={chunk} and streams={streams} must be above zero")
-    device = model.device
     nats = math.log(model.config.vocab_size)
     state, read = None, 1
     with torch.inference_mode(), evaluating(model), model.meter() as meter:
-        for inputs, targets in _chunks(ids, streams, chunk):
-            logits, state = model(inputs.to(device), state)
-            nats += _nats(logits, targets.to(device))
-            read += inputs.numel()
+        for rows in _chunks(ids, streams, chunk):
+            more, state = _cross_entropy(model, rows, state)
+            nats += more
+            read += sum(max(0, len(row) - 1) for row in rows)
             if report is not None:
-                report(min(read, len(ids)), len(ids))
+                report(read, len(ids))
     if math.isnan(nats):
         raise UserError("the model predicts no numbers (NaN); its weights may come from a run that diverged")
     bits = nats / math.log(2)
@@ -132,20 +132,29 @@ def bits_on_tokens(
     )
 
 
-def _chunks(ids: np.ndarray, streams: int, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets, int64 [streams, T] with T = `chunk` but at the end; targets beyond the end are -100."""
+def _chunks(ids: np.ndarray, streams: int, chunk: int) -> Iterator[list[np.ndarray]]:
+    """The next tokens of each stream, int64, `chunk` of them but at the end, after the one before: a row without two
+    tokens has ended."""
     count = len(ids) - 1
     length = -(-count // max(1, min(streams, count)))
-    firsts = range(0, count, length)
     for start in range(0, length, chunk):
         width = min(chunk, length - start)
-        inputs = np.zeros((len(firsts), width), np.int64)
-        targets = np.full((len(firsts), width), -100, np.int64)
-        for row, first in enumerate(firsts):
-            found = ids[first + start : min(first + start + width, count) + 1]
-            if len(found) > 1:
-                inputs[row, : len(found) - 1], targets[row, : len(found) - 1] = found[:-1], found[1:]
-        yield torch.from_numpy(inputs), torch.from_numpy(targets)
+        yield [ids[first + start : min(first + start + width, count) + 1] for first in range(0, count, length)]
+
+
+def _cross_entropy(model: LanguageModel, rows: list[np.ndarray], state: State | None) -> tuple[float, State]:
+    """Nats of rows of tokens, each from those before it, the first from none and not counted; the next state."""
+    if isinstance(model, Scoring):
+        scored, state = model.score(rows, state)
+        return -math.fsum(nats for row in scored for nats in row.logprobs.tolist()), state
+    width = max(len(row) for row in rows) - 1
+    inputs = np.zeros((len(rows), width), np.int64)
+    targets = np.full((len(rows), width), -100, np.int64)
+    for row, found in enumerate(rows):
+        if len(found) > 1:
+            inputs[row, : len(found) - 1], targets[row, : len(found) - 1] = found[:-1], found[1:]
+    logits, state = model(torch.from_numpy(inputs).to(model.device), state)
+    return _nats(logits, torch.from_numpy(targets).to(model.device)), state
 
 
 def _nats(logits: Tensor, targets: Tensor) -> float:

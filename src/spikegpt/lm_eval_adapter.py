@@ -24,8 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
-from .engine.run import EventModel
-from .engine.turns import Sequence as EngineText
+from .engine.base import EngineModel
 from .errors import UsageError, UserError
 from .generation.decode import generate_batch
 from .loading import load
@@ -48,8 +47,9 @@ class SpikeGPTLM(TemplateLM):
     """Model arguments:
 
     - pretrained: a directory, a preset, or nothing for the shipped model;
-    - engine: auto (the integer engine for packed models), event, float; device and backend of a float model. Without a
-      GPU it runs on the CPU, whatever device lm-eval asks for;
+    - engine: as in `load`: event (8 bits in memory where the model is not packed), fixed, float, or auto, the engine that a
+      packed model is for; device and backend of a float model. Without a GPU it runs on the CPU, whatever device lm-eval
+      asks for;
     - max_length: most tokens of a text that are read before the last one; the beginning of a longer one is cut off. None:
       no limit, for the state has a constant size;
     - dtype: float32 or auto, for nothing else is computed in; trust_remote_code: taken and without effect.
@@ -86,8 +86,8 @@ class SpikeGPTLM(TemplateLM):
         self.model = load(pretrained, device=chosen, backend=backend, engine=engine)
         self.max_length = max_length
         self._tokenizer = tokenizer_of(self.model)
-        event = isinstance(self.model, EventModel)
-        self._scorer = _EngineScorer(self.model) if event else _FloatScorer(self.model)
+        on_engine = isinstance(self.model, EngineModel)
+        self._scorer = _EngineScorer(self.model) if on_engine else _FloatScorer(self.model)
         # And 1, or "auto", where nobody chose a size.
         size = int(batch_size) if str(batch_size or "").isdecimal() else 1  # pyright: ignore[reportArgumentType]
         self.batch_size = size if size > 1 else 32
@@ -234,33 +234,22 @@ class _FloatScorer:
 
 
 class _EngineScorer:
-    """Reads rows of ids on the integer engine, whose texts share a turn."""
+    """Reads rows of ids on an integer engine, whose texts share a turn."""
 
-    def __init__(self, model: EventModel) -> None:
+    def __init__(self, model: EngineModel) -> None:
         self._model = model
 
     def after(self, rows: Sequence[Sequence[int]]) -> State:
         """The states after reading each row of ids; rows may be empty."""
         texts = [self._model.sequence(row, chooses=False) if row else None for row in rows]
-        self._read([text for text in texts if text is not None])
+        while waiting := [text for text in texts if text is not None and text.waiting]:
+            self._model.advance(waiting)
         return State.stack([self._model.init_state(1) if text is None else text.state() for text in texts])
 
     def score(self, rows: Sequence[Sequence[int]], state: State) -> list[Scored]:
         """Log-likelihood of each row's tokens but the first, which the state has not read."""
-        texts = [
-            self._model.sequence(row, state.take([at]), logprobs=1, echo=True, chooses=False)
-            for at, row in enumerate(rows)
-        ]
-        self._read(texts)
-        scores = [text.take_scores() for text in texts]
-        return [
-            (math.fsum(token.logprob for token in row), all(token.top[0][0] == token.token for token in row))
-            for row in scores
-        ]
-
-    def _read(self, texts: list[EngineText]) -> None:
-        while texts := [text for text in texts if text.waiting]:
-            self._model.advance(texts)
+        scored, _ = self._model.score(rows, state)
+        return [(math.fsum(row.logprobs.tolist()), bool(row.greedy.all())) for row in scored]
 
 
 def _generation_settings(asked: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,20 @@
 """Many texts advanced in one call: the same bits as each alone, scores, spikes, counters that are a call's."""
 
+import math
 import threading
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import awake
 
 from spikegpt.config import EventConfig, ModelConfig
-from spikegpt.engine import EventModel, run
+from spikegpt.engine import EventModel, FixedEventModel, run
+from spikegpt.engine.fixed.model import FixedModel
 from spikegpt.engine.integers import IntegerModel
 from spikegpt.errors import UsageError, UserError
+from spikegpt.evaluation import bits_on_tokens
 from spikegpt.generation.decode import complete, generate
 from spikegpt.generation.sampling import NOT_FINITE, READING, Sampler, Sampling
 from spikegpt.tokenizer import ByteTokenizer
@@ -101,6 +105,48 @@ def test_scores_are_the_models_own_log_probabilities() -> None:
         assert [token for token, _ in score.top] == tokens.tolist()
         assert np.allclose([value for _, value in score.top], values, atol=1e-5)
         assert all(value == score.logprob for token, value in score.top if token == score.token)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("make", [EventModel, FixedEventModel], ids=["floats between", "integers only"])
+def test_given_texts_are_scored_together_as_by_the_logits(make) -> None:
+    packed = IntegerModel.of(awake(KINDS["graded"]))
+    engine = make(packed if make is EventModel else FixedModel.of(packed), ByteTokenizer())
+    rows = [[], [5], [1, 2], *(prompts(engine, 9)[5:])]
+    scored, state = engine.score(rows)
+    for at, (row, given) in enumerate(zip(rows, scored, strict=True)):
+        read = torch.tensor([row[:-1]])
+        expected = engine.init_state()
+        if len(row) > 1:
+            logits, expected = engine(read)
+            likelihoods = logits[0].log_softmax(-1)
+            targets = torch.tensor(row[1:])
+            assert np.allclose(given.logprobs, likelihoods.gather(1, targets[:, None])[:, 0], atol=1e-5)
+            assert given.greedy.tolist() == (likelihoods.argmax(1) == targets).tolist()
+        else:
+            assert len(given.logprobs) == len(given.greedy) == 0
+        for name, tensor in state.take([at]).named().items():
+            assert torch.equal(tensor, expected.named()[name]), name
+    whole = engine.score([rows[-1]])[0][0].logprobs
+    first, state = engine.score([rows[-1][:41]])
+    rest, _ = engine.score([rows[-1][40:]], state)
+    assert np.array_equal(np.concatenate([first[0].logprobs, rest[0].logprobs]), whole)
+
+
+def test_bits_per_byte_are_those_of_the_logits_and_no_token_is_read_in_vain() -> None:
+    engine = make_engine()
+    ids = np.array(prompts(engine, 9)[8] * 3)[:200]
+    parts = [ids[start : start + 101] for start in (0, 100)]
+    nats = 0.0
+    with engine.meter() as meter, torch.inference_mode():
+        for part in parts:
+            logits = engine(torch.tensor(part[None, :-1]))[0][0].double()
+            nats += F.cross_entropy(logits, torch.tensor(part[1:]), reduction="sum").item()
+    assert sum(map(len, parts)) == len(ids) + 1 and meter.counts()[0].steps == len(ids) - 1
+    for chunk in (7, 1000):
+        ours = bits_on_tokens(engine, ids, 100, streams=2, chunk=chunk)
+        assert ours.bits_per_byte == pytest.approx((nats / math.log(2) + math.log2(300)) / 100, rel=1e-6)
+        assert ours.spike_rate == meter.rate
 
 
 @torch.inference_mode()
@@ -212,3 +258,5 @@ def test_says_that_logits_are_not_finite() -> None:
         sequence = engine.sequence([1, 2, 3], logprobs=0, echo=True)
     with pytest.raises(UserError, match="not finite"):
         "".join(generate(engine, "a"))
+    with pytest.raises(UserError, match="not finite"):
+        engine.score([[1, 2, 3]])

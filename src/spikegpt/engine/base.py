@@ -18,14 +18,15 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UsageError, UserError
-from ..generation.sampling import Sampling
+from ..generation.sampling import NOT_FINITE, Sampling, not_finite
+from ..model.protocol import Likelihoods
 from ..model.state import State
 from ..tokenizer import Tokenizer
 from .lookup import IntegerLookup
 from .meter import EventMeter, counters_of
 from .plan import mix_plans, site_plans
 from .state_layout import Layout
-from .turns import Sequence, Spikes, as_id, as_ids
+from .turns import Sequence, Spikes, as_id, as_ids, likelihoods
 
 try:
     import spikegpt.engine._engine as _engine  # pyright: ignore[reportMissingImports] (built on installation)
@@ -176,6 +177,26 @@ class EngineModel:
         """
         natives = [sequence.native for sequence in sequences]
         return self._engine.advance(natives, self._dense, together, counters_of(self._engine))
+
+    def score(self, rows: Ids[Ids[int] | np.ndarray], state: State | None = None) -> tuple[list[Likelihoods], State]:
+        """How likely each row's tokens but the first are, and the states after all but the last; rows have any length.
+
+        The rows share turns, and no more than `PIECE` tokens' logits are there at a time. Raises IndexError for a token
+        outside the vocabulary, UserError where the model predicts no numbers.
+        """
+        states = self._rows(state, len(rows))
+        sampler = native_sampler(Sampling(), self.config.vocab_size)  # shared: it chooses nothing
+        texts: dict[int, Any] = {}
+        for at, ids in enumerate(rows):
+            if len(ids) > 1:
+                texts[at] = _engine.Sequence(
+                    states[at].numpy(), as_ids(ids), sampler, logprobs=1, echo=True, chooses=False, reads_last=False
+                )
+        while waiting := [text for text in texts.values() if text.waiting]:
+            if NOT_FINITE in self._engine.advance(waiting, self._dense, True, counters_of(self._engine)):
+                raise not_finite()
+        scored = [likelihoods(texts[at].take_scores() if at in texts else []) for at in range(len(rows))]
+        return scored, self._layout.view(states)
 
     def spike_bytes(self, spikes: Spikes) -> int:
         """Bytes of one token's spikes."""

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UsageError
+from ..model.protocol import Likelihoods
 from ..model.state import State
 from .state_layout import Layout
 
@@ -70,6 +71,12 @@ class Sequence:
         "mask": a bit a neuron, the lowest first, each site from a new byte on; "sizes": an int8 a neuron.
         """
         return self.native.take_spikes()
+
+
+def likelihoods(scores: Ids[tuple[int, float, list[tuple[int, float]]]]) -> Likelihoods:
+    """What the native sequence scored, with the likeliest of each."""
+    logprobs = np.array([logprob for _, logprob, _ in scores], np.float32)
+    return Likelihoods(logprobs, np.array([top[0][0] == token for token, _, top in scores], bool))
 
 
 def as_id(token: int) -> int:

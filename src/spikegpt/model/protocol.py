@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,6 +111,26 @@ class Streaming(LanguageModel, Protocol):
 
     def stream(self, state: State | None = None) -> TokenStream:
         """One text from `state` on."""
+        ...
+
+
+class Likelihoods(NamedTuple):
+    """How likely tokens were, each after all before it, under the model itself."""
+
+    logprobs: np.ndarray
+    """float32 [T], in nats."""
+    greedy: np.ndarray
+    """bool [T]: whether none was likelier."""
+
+
+@runtime_checkable
+class Scoring(LanguageModel, Protocol):
+    """A model that scores given texts without handing out their logits."""
+
+    def score(
+        self, rows: Sequence[Sequence[int] | np.ndarray], state: State | None = None
+    ) -> tuple[list[Likelihoods], State]:
+        """How likely each row's tokens but the first are, and the states after all but the last; rows have any length."""
         ...
 
 

@@ -80,7 +80,10 @@ void restore(Sampler &sampler, const Ids &ids, const Ids &times) {
 
 template <class Value>
 std::shared_ptr<Sequence> make_sequence(const State<Value> &state, const Ids &ids, std::shared_ptr<Sampler> sampler,
-                                        int logprobs, bool echo, bool chooses, const std::string &spikes) {
+                                        int logprobs, bool echo, bool chooses, const std::string &spikes,
+                                        bool reads_last) {
+  if (ids.shape(0) == 0 || (chooses && !reads_last))
+    throw std::invalid_argument("a text reads something, and all of it before it chooses");
   check_ids(ids, sampler->vocab());
   auto made = std::make_shared<Sequence>();
   made->state = state.data();
@@ -92,6 +95,7 @@ std::shared_ptr<Sequence> make_sequence(const State<Value> &state, const Ids &id
   made->echo = echo;
   made->chooses = chooses;
   made->spikes = spikes_named(spikes);
+  made->reads_last = reads_last;
   return made;
 }
 
@@ -138,7 +142,7 @@ void bind_sampling(nb::module_ &module) {
                                 "A text and its state [size], float32 or int32, written in place.");
   for_states<float, int32_t>([&](auto make) {
     sequence.def(nb::new_(make), "state"_a.noconvert(), "ids"_a.noconvert(), "sampler"_a, "logprobs"_a = -1,
-                 "echo"_a = false, "chooses"_a = true, "spikes"_a = "none");
+                 "echo"_a = false, "chooses"_a = true, "spikes"_a = "none", "reads_last"_a = true);
   });
   sequence
       .def("take_scores", &take_scores,

@@ -51,12 +51,13 @@ struct Sequence {
   int logprobs = -1;    // how many of the likeliest tokens go with each score; -1: no scores
   bool echo = false;    // tokens that are read are scored too, from the second on
   bool chooses = true;  // false: only reads
+  bool reads_last = true;  // false: the last token is only scored, by `echo`; not where it chooses
   Spikes spikes = Spikes::kNone;
   std::vector<Score> scores;
   std::vector<uint8_t> fired;  // of every token read: bit masks or sizes, site after site
   std::atomic<bool> busy{false};
 
-  int waiting() const { return static_cast<int>(unread.size() - at); }
+  int waiting() const { return static_cast<int>(unread.size() - at) - !reads_last; }
 };
 
 constexpr int64_t kNothing = -1;
