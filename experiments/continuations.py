@@ -69,7 +69,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
         gram for text in texts for words in [text.lower().split()]
         for gram in zip(*(words[start:] for start in range(n)), strict=False)
     ]  # fmt: skip
-    return len(set(grams)) / len(grams)
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 class Reader:
