@@ -61,7 +61,7 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
 # Other implementations that tests and benchmarks compare with. What does not install is left out: its tests skip and
 # say so. Those without their dependencies ask for torchvision, torchaudio or drivers, which bring another torch and are not needed;
 # loguru is what spikingjelly imports.
-PEERS := 'spikegpt[serve]' 'spikegpt[redis]' openai schemathesis playwright tenacity aiohttp 'spikegpt[notebook]' ziglang unicorn 'spikegpt[nir]' 'spikegpt[onnx]' onnxruntime nirtorch snntorch pbr '--no-deps norse' '--no-deps sinabs' 'spikegpt[hf]' 'spikegpt[lm-eval]' triton rwkv loguru '--no-deps spikingjelly' '--no-deps neurobench'
+PEERS := 'spikegpt[serve]' 'spikegpt[redis]' openai schemathesis playwright tenacity aiohttp 'spikegpt[notebook]' ziglang unicorn 'spikegpt[nir]' 'spikegpt[onnx]' onnxruntime nirtorch snntorch pbr '--no-deps norse' '--no-deps sinabs' 'spikegpt[hf]' 'spikegpt[lm-eval]' triton rwkv loguru '--no-deps spikingjelly' '--no-deps neurobench' gguf
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) 'spikegpt[test,lint]'

@@ -84,6 +84,23 @@ def test_classifying(benchmark):
     assert plain["times float32"] == 1 and all(row["texts/s"] > 0 for row in facts["rows"])
 
 
+def test_decoding_beside_llama_cpp(benchmark, tmp_path):
+    from spikegpt.engine import run
+
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    if run.MISSING:
+        pytest.skip(f"the engine is not built: {run.MISSING}")
+    seen = tmp_path / "models"
+    bench = tmp_path / "llama-bench"
+    bench.write_text(f'#!/bin/sh\ncp "$2" {seen}-$(basename "$2")\necho \'[{{"avg_ts": 50.0}}]\'\n')
+    bench.chmod(0o755)
+    (row,) = benchmark("llama_cpp", "--bench", str(bench), "--threads", "1", "--activity", "0.1")["rows"]
+    assert row["llama.cpp Q8_0, tokens/s"] == 50 and row["times Q8_0"] == pytest.approx(row["tokens/s"] / 50)
+    tensors = gguf.GGUFReader(f"{seen}-tiny-Q8_0.gguf").tensors
+    matrices = sum(int(tensor.n_elements) for tensor in tensors if "norm" not in tensor.name)
+    assert matrices == 4 * 13 * 128**2 + 2 * 256 * 128, "as many weights as 4 blocks of RWKV-4, head and embedding"
+
+
 def test_integers_only(benchmark):
     from spikegpt.engine import run
 
