@@ -1,18 +1,24 @@
-"""A server in a thread of the test's own process, and requests to it."""
+"""A server in a thread of the test's own process, a Redis beside it, and requests to any."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
 import json
+import shutil
 import socket
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from spikegpt.serve.app import make_app
 from spikegpt.serve.protocol import make_server
 from spikegpt.serve.settings import Settings
+
+REDIS = shutil.which("redis-server")
 
 
 class Running:
@@ -60,21 +66,8 @@ class Running:
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str
     ) -> tuple[int, Any, http.client.HTTPResponse]:
-        """Status, body (JSON as values) and response of one request."""
-        connection = self.connect()
-        data, kind = (
-            (body, "application/octet-stream") if isinstance(body, bytes) else (json.dumps(body), "application/json")
-        )
-        sent = {} if body is None else {"content-type": kind}
-        connection.request(
-            method, path, None if body is None else data, sent | {k.replace("_", "-"): v for k, v in headers.items()}
-        )
-        response = connection.getresponse()
-        answer = response.read()
-        connection.close()
-        if "json" in response.headers.get("content-type", ""):
-            return response.status, json.loads(answer), response
-        return response.status, answer, response
+        """One request, as `ask`."""
+        return ask(self.port, method, path, body, **headers)
 
     def complete(self, prompt: Any, **fields: Any) -> Any:
         """The answer to a completion that succeeds."""
@@ -90,6 +83,51 @@ class Running:
 
     def idle(self) -> bool:
         return all(worker.load == 0 and worker.running == 0 for worker in self.service.workers)
+
+
+def ask(
+    port: int, method: str, path: str, body: Any = None, **headers: str
+) -> tuple[int, Any, http.client.HTTPResponse]:
+    """Status, body (JSON as values) and response of one request."""
+    data, kind = (
+        (body, "application/octet-stream") if isinstance(body, bytes) else (json.dumps(body), "application/json")
+    )
+    sent = {} if body is None else {"content-type": kind}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request(method, path, None if body is None else data, sent)
+        response = connection.getresponse()
+        answer = response.read()
+    if "json" in response.headers.get("content-type", ""):
+        return response.status, json.loads(answer), response
+    return response.status, answer, response
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def listens(port: int) -> bool:
+    """Whether somebody does on this port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def redis_running() -> Iterator[str]:
+    """The URL of a Redis that keeps nothing."""
+    port = free_port()
+    command = [str(REDIS), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: listens(port))
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def events(data: bytes) -> list[Any]:

@@ -6,14 +6,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import closing
 
 import pytest
 from places import ROOT
-from serving import wait_for
+from serving import REDIS, ask, free_port, listens, redis_running, wait_for
 
 from spikegpt import load
 from spikegpt.engine import run
@@ -22,7 +21,7 @@ from spikegpt.generation.decode import generate
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("redis")
-NGINX, REDIS = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin"), shutil.which("redis-server")
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 pytestmark = [
     pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is not built: {run.MISSING}"),
     pytest.mark.skipif(NGINX is None or REDIS is None, reason="needs nginx and redis-server"),
@@ -31,38 +30,10 @@ pytestmark = [
 PROMPT = "It was a dark night, and"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def ask(port: int, method: str, path: str, body=None) -> tuple[int, object]:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, data, {"content-type": "application/json"} if data else {})
-        response = connection.getresponse()
-        answer = response.read()
-        return response.status, json.loads(answer) if "json" in response.headers.get("content-type", "") else answer
-
-
 @pytest.fixture
 def replicas(tmp_path):
     """The port of nginx, the servers behind it, and their ports."""
-    redis, front, ports = free_port(), free_port(), [free_port(), free_port()]
-    started = [
-        subprocess.Popen([REDIS, "--port", str(redis), "--bind", "127.0.0.1", "--save", ""], stdout=subprocess.DEVNULL)
-    ]
-    wait_for(lambda: _listens(redis))
-    servers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "spikegpt", "serve", "--port", str(port), "--workers", "1",
-             "--redis", f"redis://127.0.0.1:{redis}/0"],
-            stdout=subprocess.DEVNULL,
-        )
-        for port in ports
-    ]  # fmt: skip
-    started += servers
+    front, ports = free_port(), [free_port(), free_port()]
     settings = (ROOT / "docs/nginx.conf").read_text(encoding="utf-8")
     for old, new in zip((8001, 8002, 8000), (*ports, front), strict=True):
         settings = settings.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
@@ -72,21 +43,24 @@ def replicas(tmp_path):
         f"  {kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     ), settings)  # fmt: skip
     (folder / "nginx.conf").write_text(f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\n{settings}")
-    for port in ports:
-        wait_for(lambda port=port: _healthy(port), 120)
-    started.append(
-        subprocess.Popen([NGINX, "-c", str(folder / "nginx.conf"), "-p", str(folder)], stderr=subprocess.DEVNULL)
-    )
-    wait_for(lambda: _listens(front))
-    yield front, servers, ports
-    for process in reversed(started):
-        process.terminate()
-        process.wait(20)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    with redis_running() as redis:
+        servers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "spikegpt", "serve", "--port", str(port), "--workers", "1", "--redis", redis],
+                stdout=subprocess.DEVNULL,
+            )
+            for port in ports
+        ]
+        for port in ports:
+            wait_for(lambda port=port: _healthy(port), 120)
+        proxy = subprocess.Popen(
+            [NGINX, "-c", str(folder / "nginx.conf"), "-p", str(folder)], stderr=subprocess.DEVNULL
+        )
+        wait_for(lambda: listens(front))
+        yield front, servers, ports
+        for process in (proxy, *servers):
+            process.terminate()
+            process.wait(20)
 
 
 def _healthy(port: int) -> bool:
@@ -99,14 +73,14 @@ def _healthy(port: int) -> bool:
 def test_sessions_hop_and_outlive_a_server(replicas) -> None:
     front, servers, ports = replicas
     expected = "".join(generate(load(), PROMPT, temperature=0, max_tokens=48))
-    status, session = ask(front, "POST", "/v1/sessions", {"prompt": PROMPT})
+    status, session, _ = ask(front, "POST", "/v1/sessions", {"prompt": PROMPT})
     assert status == 201
     text = ""
 
     def write(port: int, tokens: int) -> None:
         nonlocal text
         body = {"session": session["id"], "max_tokens": tokens, "temperature": 0}
-        status, answer = ask(port, "POST", "/v1/completions", body)
+        status, answer, _ = ask(port, "POST", "/v1/completions", body)
         assert status == 200, answer
         text += answer["choices"][0]["text"]
 

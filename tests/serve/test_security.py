@@ -12,7 +12,7 @@ import time
 from contextlib import closing
 
 import pytest
-from serving import Running, wait_for
+from serving import Running, free_port, wait_for
 
 from spikegpt import load
 from spikegpt.engine import EventModel, run
@@ -215,9 +215,7 @@ def test_chat_needs_a_template(model, server, tmp_path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_the_command_begins_at_once_and_ends_its_streams(tmp_path) -> None:
     """`/health` answers before the model is there; a signal ends running streams with a last chunk, and the exit is clean."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "spikegpt", "serve", "--port", str(port), "--workers", "1"],
         stdout=subprocess.PIPE,

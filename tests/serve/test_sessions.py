@@ -2,16 +2,13 @@
 
 import json
 import os
-import shutil
-import socket
-import subprocess
 import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as unparse
-from serving import Running, text_of, wait_for
+from serving import REDIS, Running, redis_running, text_of, wait_for
 
 from spikegpt import load
 from spikegpt.engine import EventModel, run
@@ -160,27 +157,11 @@ def test_the_fuzzer_finds_no_way_through(server) -> None:
 
 @pytest.fixture(scope="module")
 def redis_url():
-    binary = shutil.which("redis-server")
-    if binary is None:
+    if REDIS is None:
         pytest.skip("no redis-server on this machine")
     pytest.importorskip("redis")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"redis://127.0.0.1:{port}/0"
-    wait_for(lambda: _listens(port))
-    yield url
-    process.terminate()
-    process.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    with redis_running() as url:
+        yield url
 
 
 def stores(tmp_path, request):

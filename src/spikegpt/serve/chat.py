@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
-from .completions import Writing, check_model, failed
+from .completions import Writing, check_model
 from .errors import Refusal, responses
-from .reply import Collected, reason_of, unless_gone, usage_of
+from .reply import DONE, Collected, at_once, event, failed, reason_of, streamed, unless_gone, usage_of
 from .routes import current
 from .schema import Chat, Completion
 
@@ -39,14 +38,10 @@ async def chat(body: Chat, request: Request) -> Response:
     fields = body.model_dump(exclude={"messages", "max_completion_tokens", "logprobs", "top_logprobs", "max_tokens"})
     prompt = render(template, [{"role": each.role, "content": each.text} for each in body.messages])
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    writing = await Writing.begin(
-        service, Completion(**fields, prompt=prompt, max_tokens=256 if limit is None else limit)
-    )
-    writing.id = writing.id.replace("cmpl", "chatcmpl")
+    asked = Completion(**fields, prompt=prompt, max_tokens=256 if limit is None else limit)
+    writing = await Writing.begin(service, asked, "chatcmpl")
     if body.stream:
-        return StreamingResponse(
-            _events(writing), media_type="text/event-stream", headers={"cache-control": "no-cache"}
-        )
+        return streamed(_events(writing))
     return await unless_gone(request, _whole(writing), writing.cancel)
 
 
@@ -64,13 +59,6 @@ def render(template: str, messages: list[dict[str, Any]]) -> str:
         raise Refusal(400, f"the chat template does not take these messages: {error}", "messages") from None
 
 
-def _envelope(writing: Writing, kind: str, choices: list[Any]) -> dict[str, Any]:
-    return {
-        "id": writing.id, "object": kind, "created": writing.created, "model": writing.service.settings.name,
-        "choices": choices,
-    }  # fmt: skip
-
-
 async def _whole(writing: Writing) -> Response:
     collected = [Collected() for _ in writing.inbox.streams]
     async for number, piece in writing.inbox:
@@ -84,10 +72,8 @@ async def _whole(writing: Writing) -> Response:
         }
         for index, text in enumerate(collected)
     ]  # fmt: skip
-    answer = _envelope(writing, "chat.completion", choices) | {
-        "usage": usage_of(writing.inbox.streams, writing.best_of)
-    }
-    return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
+    usage = usage_of(writing.inbox.streams, writing.best_of)
+    return at_once(writing.envelope("chat.completion", choices=choices, usage=usage))
 
 
 async def _events(writing: Writing) -> AsyncIterator[bytes]:
@@ -95,26 +81,25 @@ async def _events(writing: Writing) -> AsyncIterator[bytes]:
     with_usage = options is not None and options.include_usage
     more = {"usage": None} if with_usage else {}
 
-    def event(choices: list[Any], extra: dict[str, Any]) -> bytes:
-        values = _envelope(writing, "chat.completion.chunk", choices) | extra
-        return f"data: {json.dumps(values, ensure_ascii=False)}\n\n".encode()
+    def chunk(choices: list[Any], extra: dict[str, Any]) -> bytes:
+        return event(writing.envelope("chat.completion.chunk", choices=choices, **extra))
 
     def choice(number: int, delta: dict[str, str], reason: str | None) -> dict[str, Any]:
         return {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
 
     try:
         for number in range(len(writing.inbox.streams)):
-            yield event([choice(number, {"role": "assistant", "content": ""}, None)], more)
+            yield chunk([choice(number, {"role": "assistant", "content": ""}, None)], more)
         async for number, piece in writing.inbox:
             if piece.reason == "error":
                 yield failed(500, piece.stop or "the text could not be written")
                 break
             if piece.text or piece.reason is not None:
                 delta = {"content": piece.text} if piece.text else {}
-                yield event([choice(number, delta, reason_of(piece.reason))], more)
+                yield chunk([choice(number, delta, reason_of(piece.reason))], more)
         else:
             if with_usage:
-                yield event([], {"usage": usage_of(writing.inbox.streams, writing.best_of)})
-        yield b"data: [DONE]\n\n"
+                yield chunk([], {"usage": usage_of(writing.inbox.streams, writing.best_of)})
+        yield DONE
     finally:
         writing.cancel()

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import secrets
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from .completions import check_model
 from .errors import Refusal, responses
-from .reply import unless_gone
+from .reply import DONE, Envelope, at_once, event, streamed, unless_gone
 from .routes import current
 from .schema import Classify
 
@@ -43,9 +40,7 @@ async def classify(body: Classify, request: Request) -> Response:
     rows = await asyncio.to_thread(service.encode_labelled, given)
     labelling = Labelling(service, service.labels, rows)
     if body.stream:
-        return StreamingResponse(
-            labelling.events(), media_type="text/event-stream", headers={"cache-control": "no-cache"}
-        )
+        return streamed(labelling.events())
     return await unless_gone(request, labelling.whole(), lambda: None)
 
 
@@ -55,17 +50,8 @@ class Labelling:
     def __init__(self, service: Service, labels: Labels, rows: list[Any]) -> None:
         service.check_room(len(rows))
         self.service, self.labels, self.rows = service, labels, rows
-        self.id, self.created = f"classify-{secrets.token_hex(12)}", int(time.time())
+        self._envelope = Envelope("classify", service.settings.name)
         self._weights = 0
-
-    def _envelope(self, kind: str, data: list[Any]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.service.settings.name,
-            "data": data,
-        }
 
     def _usage(self) -> dict[str, Any]:
         tokens = sum(map(len, self.rows))
@@ -77,10 +63,7 @@ class Labelling:
     async def whole(self) -> Response:
         """The answer at once."""
         data = await asyncio.gather(*(self._answer(index, row) for index, row in enumerate(self.rows)))
-        return Response(
-            json.dumps(self._envelope("list", list(data)) | {"usage": self._usage()}, ensure_ascii=False),
-            media_type="application/json",
-        )
+        return at_once(self._envelope("list", data=list(data), usage=self._usage()))
 
     async def _answer(self, index: int, row: Any) -> dict[str, Any]:
         chances = None
@@ -102,8 +85,8 @@ class Labelling:
                         for after, chances in enumerate(formed.chances)
                     )
                     read += len(formed.chances)
-        yield self._event([], {"usage": self._usage()})
-        yield b"data: [DONE]\n\n"
+        yield self._event([], usage=self._usage())
+        yield DONE
 
     def _so_far(self, index: int, row: Any, at: int, chances: Any) -> dict[str, Any]:
         """A text's answer after its token `at`."""
@@ -112,6 +95,5 @@ class Labelling:
         answer = {"index": index, "token": token, "text": text} | self.labels.describe(chances)
         return answer | {"finish_reason": "stop" if at + 1 == len(row) else None}
 
-    def _event(self, data: list[Any], more: dict[str, Any] | None = None) -> bytes:
-        values = self._envelope("classify.chunk", data) | (more or {})
-        return f"data: {json.dumps(values, ensure_ascii=False)}\n\n".encode()
+    def _event(self, data: list[Any], **more: Any) -> bytes:
+        return event(self._envelope("classify.chunk", data=data, **more))

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
-from .errors import Refusal, failure, responses
-from .reply import Collected, logprobs_of, reason_of, unless_gone, usage_of
+from .errors import Refusal, responses
+from .reply import (
+    DONE,
+    Collected,
+    Envelope,
+    at_once,
+    encoded,
+    event,
+    failed,
+    logprobs_of,
+    reason_of,
+    streamed,
+    unless_gone,
+    usage_of,
+)
 from .routes import current
 from .schema import Completion
 
@@ -40,22 +50,19 @@ async def complete(body: Completion, request: Request) -> Response:
     service = current(request)
     writing = await Writing.begin(service, body)
     if body.stream:
-        return StreamingResponse(
-            writing.events(), media_type="text/event-stream", headers={"cache-control": "no-cache"}
-        )
+        return streamed(writing.events())
     return await unless_gone(request, writing.whole(), writing.cancel)
 
 
 class Writing:
     """One request's texts, from its fields to its answer."""
 
-    def __init__(self, service: Service, body: Completion, prompts: list[Any], texts: list[str]) -> None:
+    def __init__(self, service: Service, body: Completion, kind: str, prompts: list[Any], texts: list[str]) -> None:
         self.service, self.body = service, body
         self.prompts, self.texts = prompts, texts
         self.choices = body.n or 1
         self.best_of = max(body.best_of or self.choices, self.choices)
-        self.id = f"cmpl-{secrets.token_hex(12)}"
-        self.created = int(time.time())
+        self.envelope = Envelope(kind, service.settings.name)
         self.inbox: Inbox
         self.claimed: str | None = None
         self.version: str | None = None
@@ -63,13 +70,13 @@ class Writing:
         """Of best_of: a text's place among the best."""
 
     @staticmethod
-    async def begin(service: Service, body: Completion) -> Writing:
-        """Check what the fields say together, and begin."""
+    async def begin(service: Service, body: Completion, kind: str = "cmpl") -> Writing:
+        """Check what the fields say together, and begin; the answer's id says of which kind it is."""
         check_model(service, body.model)
         if body.suffix:
             raise Refusal(400, "suffix is not supported: this model only continues texts", "suffix")
         prompts, texts = await read_prompts(service, body)
-        writing = Writing(service, body, prompts, texts)
+        writing = Writing(service, body, kind, prompts, texts)
         writing._check_size()
         try:
             writing.inbox = service.begin(await writing._orders())
@@ -136,8 +143,7 @@ class Writing:
             self._choice(number, collected[number], await self.kept(number, collected[number].session), index)
             for index, number in enumerate(self._chosen(collected))
         ]
-        answer = self._envelope(choices) | {"usage": usage_of(self.inbox.streams, self.best_of)}
-        return Response(json.dumps(answer, ensure_ascii=False), media_type="application/json")
+        return at_once(self._answer(choices, usage=usage_of(self.inbox.streams, self.best_of)))
 
     async def _collected(self) -> list[Collected]:
         """Every text, once all are written."""
@@ -183,18 +189,15 @@ class Writing:
             choice["session"] = session
         return choice
 
-    def _envelope(self, choices: list[Any]) -> dict[str, Any]:
-        return {
-            "id": self.id, "object": "text_completion", "created": self.created, "model": self.service.settings.name,
-            "choices": choices,
-        }  # fmt: skip
+    def _answer(self, choices: list[Any], **more: Any) -> dict[str, Any]:
+        return self.envelope("text_completion", choices=choices, **more)
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
         body = self.body
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         ending = b',"usage":null}\n\n' if with_usage else b"}\n\n"
-        head = json.dumps(self._envelope([]), ensure_ascii=False)[:-2]  # up to the list's bracket
+        head = encoded(self._answer([]))[:-2]  # up to the list's bracket
         begin = f"data: {head}".encode()
         plain = body.logprobs is None and not body.return_token_ids  # an event that needs no dictionary
         quiet, fired = b"}]" + ending, b""
@@ -212,7 +215,7 @@ class Writing:
                         fired = b',"spikes":"%s"' % base64.b64encode(piece.spikes)
                     if text or fired:
                         choice = '{"index":%d,"text":%s,"logprobs":null,"finish_reason":null'
-                        choice %= number, json.dumps(text, ensure_ascii=False)
+                        choice %= number, encoded(text)
                         ready += begin + choice.encode() + fired + quiet
                     if ready and not self.inbox.ready:
                         yield ready
@@ -224,15 +227,14 @@ class Writing:
                     choice_fields["session"] = session
                 if piece.reason is not None:
                     self.release()
-                yield ready + begin + json.dumps(choice_fields, ensure_ascii=False).encode() + b"]" + ending
+                yield ready + begin + encoded(choice_fields).encode() + b"]" + ending
                 ready = b""
             else:
                 if with_usage:
-                    usage = self._envelope([]) | {"usage": usage_of(self.inbox.streams, self.best_of)}
-                    yield f"data: {json.dumps(usage, ensure_ascii=False)}\n\n".encode()
-            yield b"data: [DONE]\n\n"
+                    yield event(self._answer([], usage=usage_of(self.inbox.streams, self.best_of)))
+            yield DONE
         except Refusal as error:  # of a session that could not be kept
-            yield ready + failed(error.status, error.message) + b"data: [DONE]\n\n"
+            yield ready + failed(error.status, error.message) + DONE
         finally:
             self.cancel()
 
@@ -261,11 +263,6 @@ class Writing:
             if not begun:
                 choice |= {"sites": self.service.site_list(), "cached_tokens": self.inbox.streams[number].cached_tokens}
         return choice, offset
-
-
-def failed(status: int, message: str) -> bytes:
-    """The event of an error."""
-    return f"data: {json.dumps(failure(status, message))}\n\n".encode()
 
 
 def check_model(service: Service, name: str | None) -> None:

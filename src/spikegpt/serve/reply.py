@@ -1,18 +1,60 @@
-"""Parts of answers: scores, reasons, usage; and who waits for them."""
+"""Parts of answers: what they begin with, events, scores, reasons, usage; and who waits for them."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
 
 from fastapi import Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 
-_T = TypeVar("_T")
+from .errors import failure
+
+DONE = b"data: [DONE]\n\n"
+"""The last event of every stream."""
 
 _REASONS = {"length": "length", "stop": "stop", "end": "stop", "cancelled": "length"}
+
+
+class Envelope:
+    """What every answer to one request begins with, whole or an event of many."""
+
+    def __init__(self, kind: str, model: str) -> None:
+        self._id, self._created, self._model = f"{kind}-{secrets.token_hex(12)}", int(time.time()), model
+
+    def __call__(self, object: str, **content: Any) -> dict[str, Any]:
+        """The answer of this name."""
+        return {"id": self._id, "object": object, "created": self._created, "model": self._model, **content}
+
+
+def encoded(values: Any) -> str:
+    """Values as an answer has them."""
+    return json.dumps(values, ensure_ascii=False)
+
+
+def event(values: Any) -> bytes:
+    """A server-sent event."""
+    return f"data: {encoded(values)}\n\n".encode()
+
+
+def failed(status: int, message: str) -> bytes:
+    """The event of an error."""
+    return event(failure(status, message))
+
+
+def at_once(values: Any) -> Response:
+    """An answer in one piece."""
+    return Response(encoded(values), media_type="application/json")
+
+
+def streamed(events: AsyncIterator[bytes]) -> Response:
+    """An answer in events."""
+    return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
 
 class Collected:
