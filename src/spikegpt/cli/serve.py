@@ -27,6 +27,9 @@ def serve(
     chat_template: Annotated[
         str | None, typer.Option(help='File of a Jinja template, or "plain": messages joined by blank lines.')
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="event: integers. fixed: nothing but integers. auto: as packed, else event.")
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Engines that write side by side.", show_default="cores")
     ] = None,
@@ -62,9 +65,12 @@ def serve(
 
     if "*" in allow_origin:
         raise UsageError("--allow-origin '*' would let any page read; name the origins")
+    if engine not in ("auto", "event", "fixed"):
+        raise UsageError(f"--engine {engine} cannot be served; choose auto, event or fixed")
     settings = Settings(
         name=name or (Path(model).name if model else "spikegpt"), host=host, port=port, allowed_hosts=tuple(allow_host),
-        origins=tuple(allow_origin), key=_key(key_file), chat_template=_template(chat_template), workers=workers,
+        origins=tuple(allow_origin), key=_key(key_file), chat_template=_template(chat_template),
+        engine=engine, workers=workers,
         max_streams=max_streams, max_waiting=max_waiting, max_prompt_tokens=max_prompt_tokens,
         max_request_tokens=max_request_tokens, max_body=max_body, max_connections=max_connections,
         read_timeout=read_timeout, stall_timeout=stall_timeout, prefix_memory=prefix_memory << 20,

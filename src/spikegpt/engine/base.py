@@ -107,6 +107,10 @@ class EngineModel:
         """The state before any token."""
         return self._layout.view(self._layout.empty(batch_size))
 
+    def check_state(self, state: State) -> None:
+        """UserError for a state of one text that this model cannot go on from."""
+        self._rows(state, 1)
+
     def __call__(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids [B, T] int64 -> logits [B, T, V] float32 and the next state; without a state the text begins."""
         logits, state = self._run(ids, state)

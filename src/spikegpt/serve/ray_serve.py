@@ -19,12 +19,12 @@ def deploy(given: dict[str, Any]) -> Any:
     """What `serve run` deploys: `replicas` (1) of `model` (the shipped one), each with `cpus` (1) and an engine for each.
 
     `redis` is the URL where sessions are kept, `host` a name by which clients ask, `stream_limit` (256) the texts of a
-    replica. A key is taken from SPIKEGPT_API_KEY where this runs.
+    replica, `engine` as of `spikegpt serve`. A key is taken from SPIKEGPT_API_KEY where this runs.
     """
     model, cpus, streams = given.get("model"), float(given.get("cpus", 1)), int(given.get("stream_limit", 256))
     settings = Settings(
         redis=given.get("redis"), workers=max(1, int(cpus)), max_streams=streams, key=os.environ.get("SPIKEGPT_API_KEY"),
-        allowed_hosts=(given["host"],) if "host" in given else (),
+        allowed_hosts=(given["host"],) if "host" in given else (), engine=given.get("engine", "auto"),
     )  # fmt: skip
 
     def build() -> Any:

@@ -8,12 +8,15 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..checkpoint import resolve
 from ..data.corpus import PIECE, pieces
-from ..engine import EventModel
+from ..engine import EngineModel
+from ..engine.packed import is_fixed
 from ..errors import UserError
 from ..generation.session import Session, session_from_bytes, session_to_bytes
 from ..loading import load
@@ -34,7 +37,7 @@ class Service:
     """One model and everything that is written with it."""
 
     def __init__(
-        self, models: Sequence[EventModel], settings: Settings, loop: asyncio.AbstractEventLoop, metrics: Metrics
+        self, models: Sequence[EngineModel], settings: Settings, loop: asyncio.AbstractEventLoop, metrics: Metrics
     ) -> None:
         self.model, self.settings, self._metrics = models[0], settings, metrics
         assert self.model.tokenizer is not None
@@ -69,10 +72,13 @@ class Service:
         """Load a model for these settings: an engine of one thread for each worker."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = settings.workers or min(cores, 8)
+        engine = settings.engine
+        if engine == "auto":
+            engine = "fixed" if name is not None and is_fixed(resolve(Path(name))) else "event"
         try:
-            return Service([load(name, engine="event", threads=1) for _ in range(workers)], settings, loop, metrics)
+            return Service([load(name, engine=engine, threads=1) for _ in range(workers)], settings, loop, metrics)
         except UserError as error:
-            raise UserError(f"this model cannot be served, only event-driven ones can: {error}") from None
+            raise UserError(f"this model cannot be served: {error}") from None
 
     def encode(self, text: str, param: str = "prompt") -> np.ndarray:
         """A prompt's ids, int64 [T]; refused where they are more than are allowed, before all are made."""
@@ -221,7 +227,9 @@ class Service:
 
     def parse(self, data: bytes) -> Session:
         """A session's file, checked."""
-        return session_from_bytes(data, self.model, "the session")
+        session = session_from_bytes(data, self.model, "the session")
+        self.model.check_state(session.state)
+        return session
 
     async def save(self, id: str, session: Session, version: str | None) -> None:
         """Write a session that was of `version`."""

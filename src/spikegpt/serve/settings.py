@@ -26,6 +26,8 @@ class Settings:
     """What clients must show; None: nothing."""
     chat_template: str | None = None
     """Jinja source, or "plain"; None: no chat."""
+    engine: str = "auto"
+    """auto: in integers only where the model is packed so, else "event"; or "event" or "fixed", as in `loading.load`."""
     workers: int | None = None
     """Engines that write side by side, each with a thread of its own; None: one a core."""
     max_streams: int = 256

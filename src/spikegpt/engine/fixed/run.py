@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from ...model.state import State
 from ...tokenizer import Tokenizer
 from ..base import EngineModel
@@ -31,6 +32,7 @@ class FixedEventModel(EngineModel):
         super().__init__(model.config, model.bits, tokenizer, layout)
         self.formats = model.formats
         self._unit = 2.0**-model.formats.logit.fraction
+        self._tops = tops(layout, model.formats, model.config.n_embd)
         self._start("FixedEngine", prepared(model), threads, isa, formats=numbers(model.formats))
 
     @staticmethod
@@ -41,6 +43,22 @@ class FixedEventModel(EngineModel):
     def integer_logits(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids [B, T] int64 -> logits [B, T, V] int32 in the format `formats.logit`, and the next state."""
         return self._run(ids, state)
+
+    def _rows(self, state: State | None, batch_size: int) -> Tensor:
+        rows = super()._rows(state, batch_size)
+        if bool(((rows > self._tops) | (rows < -self._tops)).any()):  # sums of such values may not fit 32 bits
+            raise UserError("the state has a value that is too large for its format; begin without it")
+        return rows
+
+
+def tops(layout: Layout, formats: Formats, channels: int) -> Tensor:
+    """int32 [size]: the largest size of every value in a state."""
+    of_wkv = (formats.numerator.top, formats.denominator.top, formats.exponent.top)
+    most = torch.full((layout.size,), formats.norm.top, dtype=torch.int32)
+    for name, at in layout.offsets.items():
+        if name.endswith(".wkv"):
+            most[at : at + 3 * channels] = torch.tensor(of_wkv, dtype=torch.int32).repeat_interleave(channels)
+    return most
 
 
 def prepared(model: FixedModel) -> dict[str, np.ndarray]:
