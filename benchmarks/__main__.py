@@ -17,7 +17,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from benchmarks.document import document
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("training", "ops", "streaming", "float_decode", "decode", "fixed", "trained", "startup", "load", "parity")
+NAMES = (
+    "training", "ops", "streaming", "float_decode", "decode", "writing", "engines", "fixed", "trained", "startup", "load",
+    "parity",
+)  # fmt: skip
 GATE = ("tests/ops", "tests/model", "tests/engine")
 """Tests of the operators and of the models: a wrong result has no speed."""
 

@@ -14,6 +14,8 @@ COLUMNS = {
     "streaming": {"tokens before", "peak memory, MB", "read, of the first", "written, of the first"},
     "float_decode": {"what", "products", "tokens/s", "share of the read"},
     "decode": {"activity", "tokens/s", "times dense", "dense, share of the read", "prefill/s"},
+    "writing": {"threads", "sampling", "bare steps/s", "written/s", "share of the steps"},
+    "engines": {"shape", "texts", "2 engines of one thread, tokens/s", "2 / one"},
     "fixed": {"model", "instructions", "integers only, us a token", "float / integers"},
     "trained": {"threads", "how", "weights read", "tokens/s", "times PyTorch"},
     "startup": {"what", "first output, s", "whole, s"},
@@ -68,6 +70,18 @@ def test_decoding_events(benchmark):
     facts = benchmark("decode", "--threads", "1", "--activity", "0.2")
     assert set(facts["rows"][0]) >= COLUMNS["decode"]
     assert facts["rows"][0]["counted"] < 0.5
+
+
+@pytest.mark.parametrize("name", ["writing", "engines"])
+def test_writing(benchmark, monkeypatch, name):
+    from spikegpt.engine import run
+
+    if run.MISSING:
+        pytest.skip(f"the engine is not built: {run.MISSING}")
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
+    facts = benchmark(name, "--threads", "2")
+    assert set(facts["rows"][0]) >= COLUMNS[name]
+    assert all(value > 0 for value in figures(facts))
 
 
 def test_classifying(benchmark):
