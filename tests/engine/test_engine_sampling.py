@@ -18,6 +18,7 @@ SETTINGS = {
     "top-k beyond the blocks": dict(temperature=1.3, top_k=700),
     "top-p": dict(temperature=1.0, top_p=0.9),
     "low top-p": dict(temperature=1.0, top_p=0.05),
+    "high top-p": dict(temperature=1.0, top_p=0.9995),
     "min-p": dict(temperature=1.2, min_p=0.05),
     "all filters": dict(temperature=1.1, top_k=200, top_p=0.85, min_p=0.01),
     "penalties": dict(temperature=0.8, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2),

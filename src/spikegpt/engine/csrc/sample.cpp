@@ -42,6 +42,12 @@ inline uint32_t bits_of(float x) {
   return bits;
 }
 
+inline float of_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // Calls work(index, value) for the values that are at least `least`; blocks whose largest is below it are not looked at.
 template <class Work>
 void each_above(const float *values, const float *largest, int count, float least, const Work &work) {
@@ -61,33 +67,55 @@ float bound_of(const float *largest, int blocks, int k, std::vector<float> &edge
   return edge[k - 1];
 }
 
-// The largest cutoff for which the values that reach it measure at least `need`; values below `least` are not looked at.
-// Values are positive, so that their bits are in their order: one pass sorts them into buckets, and only the bucket in which
-// the measure is reached is sorted.
-template <class Measure>
-float cutoff_of(const float *values, const float *largest, int count, float least, double need, Scratch &scratch,
-                const Measure &measure) {
+// The k-th largest of weights of which at least k reach `least`. They are positive, so that their bits are in their order: one
+// pass sorts them into buckets, and only the bucket of the k-th is sorted.
+float kth_of(const float *weights, const float *peaks, int count, float least, int k, Scratch &scratch) {
   const uint32_t low = bits_of(least), range = bits_of(1.0f) - low;
   int shift = 0;
   while (range >> shift >= kBuckets) ++shift;
-  std::vector<double> &sums = scratch.bucket_sums;
-  sums.assign(kBuckets, 0.0);
-  each_above(values, largest, count, least, [&](int, float w) { sums[(bits_of(w) - low) >> shift] += measure(w); });
-  int bucket = kBuckets - 1;
-  double above = 0.0;
-  for (; bucket > 0 && above + sums[bucket] < need; --bucket) above += sums[bucket];
+  std::vector<int> &sizes = scratch.buckets;
+  sizes.assign(kBuckets, 0);
+  each_above(weights, peaks, count, least, [&](int, float w) { ++sizes[(bits_of(w) - low) >> shift]; });
+  uint32_t bucket = kBuckets - 1;
+  for (; bucket > 0 && sizes[bucket] < k; --bucket) k -= sizes[bucket];
   std::vector<float> &edge = scratch.edge;
   edge.clear();
-  const uint32_t from = low + (static_cast<uint32_t>(bucket) << shift);
-  float first;
-  std::memcpy(&first, &from, sizeof first);
-  each_above(values, largest, count, first, [&](int, float w) {
-    if ((bits_of(w) - low) >> shift == static_cast<uint32_t>(bucket)) edge.push_back(w);
+  each_above(weights, peaks, count, of_bits(low + (bucket << shift)), [&](int, float w) {
+    if ((bits_of(w) - low) >> shift == bucket) edge.push_back(w);
   });
-  std::sort(edge.begin(), edge.end(), std::greater<float>());
-  for (float w : edge)
-    if ((above += measure(w)) >= need) return w;
-  return edge.empty() ? least : edge.back();
+  std::nth_element(edge.begin(), edge.begin() + (k - 1), edge.end(), std::greater<float>());
+  return edge[k - 1];
+}
+
+// The largest cutoff for which the weights that reach it add up to `need`, as those that reach `least` do. Halving the range of
+// their bits reads the candidates a few times over, in loops that do not branch, until few are left to be sorted.
+float nucleus_of(const float *weights, const float *peaks, int count, float least, double need, Scratch &scratch,
+                 const SampleLoops &loops) {
+  float *candidates = scratch.candidates.data();
+  int size = 0;
+  for (int block = 0; block < blocks_of(count); ++block) {
+    if (!(peaks[block] >= least)) continue;
+    const int first = block * kBlock, width = std::min(kBlock, count - first);
+    std::memcpy(candidates + size, weights + first, sizeof(float) * width);
+    size += width;
+  }
+  uint32_t low = bits_of(least), high = bits_of(1.0f) + 1;
+  double above = 0.0;  // of the weights from `high` on
+  for (int left = size; left > kBlock && high - low > 1; left /= 2) {
+    const uint32_t middle = low + (high - low) / 2;
+    const double total = loops.total_above(candidates, size, of_bits(middle));
+    if (total >= need) {
+      low = middle;
+    } else {
+      high = middle;
+      above = total;
+    }
+  }
+  float *end = candidates + loops.keep_between(candidates, size, of_bits(low), of_bits(high));
+  std::sort(candidates, end, std::greater<float>());
+  for (const float *w = candidates; w < end; ++w)
+    if ((above += *w) >= need) return *w;
+  return of_bits(low);
 }
 
 void likeliest(const float *logits, int vocab, int top, float base, Scratch &scratch, Score &score) {
@@ -112,7 +140,8 @@ Scratch::Scratch(int vocab)
       largest(blocks_of(vocab)),
       peaks(blocks_of(vocab)),
       sums(blocks_of(vocab)),
-      edge_sums(blocks_of(vocab)) {}
+      edge_sums(blocks_of(vocab)),
+      candidates(vocab) {}
 
 bool score_token(const float *logits, int vocab, int64_t token, int top, Scratch &scratch, const SampleLoops &loops,
                  Score &score) {
@@ -161,15 +190,14 @@ float Sampler::cutoff(Scratch &scratch, const SampleLoops &loops) const {
   float least = 0.0f;
   if (settings_.top_k > 0 && settings_.top_k < vocab_) {
     const float bound = bound_of(peaks, blocks, settings_.top_k, scratch.edge, 0.0f);
-    least = cutoff_of(weights, peaks, vocab_, bound, settings_.top_k, scratch, [](float) { return 1.0; });
+    least = kth_of(weights, peaks, vocab_, bound, settings_.top_k, scratch);
   }
   if (settings_.top_p < 1.0f) {
     if (least > 0.0f) loops.sum_above(weights, vocab_, least, scratch.sums.data());
     const double total = sum_of(scratch.sums), kept = least > 0.0f ? std::min<double>(vocab_, total / least) : vocab_;
     // All the tokens below this bound together have less than 1 - p.
     const float bound = std::min(1.0f, static_cast<float>((1.0 - settings_.top_p) * total / (kept + 1.0)));
-    least = cutoff_of(weights, peaks, vocab_, std::max(least, bound), settings_.top_p * total, scratch,
-                      [](float w) { return static_cast<double>(w); });
+    least = nucleus_of(weights, peaks, vocab_, std::max(least, bound), settings_.top_p * total, scratch, loops);
   }
   return std::max(least, settings_.min_p);
 }

@@ -75,6 +75,41 @@ void sum_above(const float *weights, int count, float cutoff, float *sums) {
   });
 }
 
+constexpr int kRun = 1024;  // weights that are added as floats before their sum goes to the total
+
+double total_above(const float *weights, int count, float cutoff) {
+  double total = 0.0;
+  for (int run = 0; run < count; run += kRun) {
+    const int size = count - run < kRun ? count - run : kRun;
+    float lanes[kBlockOf] = {};
+    each_block(size, [&](int first, int width) {
+      const float *__restrict w = weights + run + first;
+      if (width == kBlockOf)
+        for (int lane = 0; lane < kBlockOf; ++lane) lanes[lane] += w[lane] >= cutoff ? w[lane] : 0.0f;
+      else
+        for (int lane = 0; lane < width; ++lane) lanes[lane] += w[lane] >= cutoff ? w[lane] : 0.0f;
+    });
+    total += fold_sum(lanes);
+  }
+  return total;
+}
+
+int keep_between(float *weights, int count, float low, float high) {
+  int found = 0;
+  each_block(count, [&](int first, int width) {
+    const float *w = weights + first;
+    int hits = 0;
+    if (width == kBlockOf)
+      for (int lane = 0; lane < kBlockOf; ++lane) hits += (w[lane] >= low) & (w[lane] < high);
+    else
+      hits = 1;
+    if (!hits) return;
+    for (int lane = 0; lane < width; ++lane)
+      if (w[lane] >= low && w[lane] < high) weights[found++] = w[lane];
+  });
+  return found;
+}
+
 void scale(const int32_t *__restrict integers, int64_t count, float unit, float *__restrict logits) {
   for (int64_t o = 0; o < count; ++o) logits[o] = static_cast<float>(integers[o]) * unit;
 }
@@ -85,7 +120,7 @@ namespace spikegpt::engine {
 namespace SPIKEGPT_ISA {
 
 extern const SampleLoops sample_loops;
-const SampleLoops sample_loops = {SPIKEGPT_ISA_NAME, survey, weigh, sum_above, scale};
+const SampleLoops sample_loops = {SPIKEGPT_ISA_NAME, survey, weigh, sum_above, total_above, keep_between, scale};
 
 }  // namespace SPIKEGPT_ISA
 }  // namespace spikegpt::engine
