@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ COLUMNS = {
     "decode": {"activity", "tokens/s", "times dense", "dense, share of the read", "prefill/s"},
     "writing": {"threads", "sampling", "bare steps/s", "written/s", "share of the steps"},
     "engines": {"shape", "texts", "2 engines of one thread, tokens/s", "2 / one"},
+    "page": {"neurons", "shown, tokens/s", "95% of frames within, ms"},
     "fixed": {"model", "instructions", "integers only, us a token", "float / integers"},
     "trained": {"threads", "how", "weights read", "tokens/s", "times PyTorch"},
     "startup": {"what", "first output, s", "whole, s"},
@@ -81,6 +83,18 @@ def test_writing(benchmark, monkeypatch, name):
     monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
     facts = benchmark(name, "--threads", "2")
     assert set(facts["rows"][0]) >= COLUMNS[name]
+    assert all(value > 0 for value in figures(facts))
+
+
+def test_the_served_page(benchmark):
+    from spikegpt.engine import run
+
+    for needed in ("playwright", "fastapi", "uvicorn"):
+        pytest.importorskip(needed)
+    if run.MISSING or not shutil.which("chromium"):
+        pytest.skip("the engine is not built, or there is no Chromium")
+    facts = benchmark("page", "--rate", "600")
+    assert set(facts["rows"][0]) >= COLUMNS["page"]
     assert all(value > 0 for value in figures(facts))
 
 

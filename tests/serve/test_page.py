@@ -108,21 +108,28 @@ def go_on(page) -> str:
     return page.input_value("#text")
 
 
-def fired_in_the_raster(page) -> dict[str, np.ndarray]:
-    """Whether each neuron's pixel says that it fired, bool [columns, neurons] of each layer; between layers is a line."""
-    width, height, red, sites = page.evaluate(
-        """() => { const c = document.querySelector('#raster');
-        const red = c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 === 0);
-        let text = '';
-        for (let i = 0; i < red.length; i += 8192) text += String.fromCharCode(...red.subarray(i, i + 8192));
-        return [c.width, c.height, btoa(text), spikegpt.counts.sites.sites] }"""
+def lit(page) -> tuple[int, dict[str, np.ndarray]]:
+    """The token in the raster's first column, and which pixels say that neurons fired, bool [columns, pixels] of each layer."""
+    raster = page.evaluate(
+        """() => { const { raster, counts } = spikegpt;
+        const strips = [...raster.root.children].map((canvas) => {
+          const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+          let red = '';
+          for (let i = 0; i < data.length; i += 4) red += String.fromCharCode(data[i]);
+          return btoa(red); });
+        return { strips, width: raster.root.firstChild.width, height: raster.column.height, share: raster.share,
+          first: raster.first, columns: raster.count, sites: counts.sites.sites }; }"""
     )
-    image = np.frombuffer(base64.b64decode(red), np.uint8).reshape(height, width)
-    layers, row = {}, 0
-    for site in sites:
-        layers[site["name"]] = image[row : row + site["inputs"]].T == 0xFF
-        row += site["inputs"] + 1
-    return layers
+    assert raster["height"] <= 16384
+    shape = raster["height"], raster["width"]
+    strips = [np.frombuffer(base64.b64decode(strip), np.uint8).reshape(shape) for strip in raster["strips"]]
+    image, layers, row = np.concatenate(strips, axis=1)[:, : raster["columns"]], {}, 0
+    for site in raster["sites"]:
+        pixels = -(-site["inputs"] // raster["share"])
+        layers[site["name"]] = image[row : row + pixels].T == 0xFF
+        row += pixels + 1  # a line between layers
+    assert row == raster["height"]
+    return raster["first"], layers
 
 
 def traced(model, ids: list[int]) -> tuple[np.ndarray, object]:
@@ -166,10 +173,27 @@ def test_the_rasters_pixels_are_the_neurons_that_a_trace_has(page, model, tmp_pa
         spikes = {name.removesuffix("/spikes"): trace[name][:-1] for name in trace.files if name != "tokens"}
     names = [model.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids]
     assert names == page.evaluate("spikegpt.tokens.map(token => token.text)")  # and the text is cut as it was written
-    raster = fired_in_the_raster(page)
-    assert list(raster) == list(spikes)
+    first, layers = lit(page)
+    assert list(layers) == list(spikes) and first == (
+        0 if tokens < 240 else 32
+    )  # 266 were read: 26 too many, in strips of 8
     for name, fired in spikes.items():  # but for the last token, which has not been read
-        assert np.array_equal(raster[name][: len(ids) - 1], fired[-240:] != 0), name
+        assert np.array_equal(layers[name], fired[first:] != 0), name
+
+
+def test_neurons_that_are_too_many_for_the_raster_share_pixels(browser) -> None:
+    untrained = awake(ModelConfig(vocab_size=256, n_layer=4, n_embd=512, spikes="before"))
+    untrained.tokenizer = ByteTokenizer()
+    model = EventModel.of(untrained, threads=1)
+    with Running([model]) as server, opened(browser, server) as page:
+        write(page, PROMPT, max_tokens=1)
+        _, layers = lit(page)
+    masks, meter = traced(model, list(PROMPT.encode()))
+    fired, bit = np.unpackbits(masks, axis=1, bitorder="little"), 0
+    for site in meter.counts():
+        pairs = fired[:, bit : bit + site.inputs].reshape(len(fired), -1, 2).any(axis=2)
+        assert np.array_equal(layers[site.name], pairs), site.name
+        bit += site.inputs
 
 
 def test_a_text_that_goes_on_is_not_read_again(page) -> None:
@@ -281,7 +305,8 @@ def test_keys_write_and_stop(page) -> None:
 def test_every_control_has_a_name(page) -> None:
     write(page, PROMPT)
     nameless = page.evaluate(
-        """() => [...document.querySelectorAll('button, input, select, textarea, canvas, a[href]')].filter(e => !(
+        """() => [...document.querySelectorAll(
+        'button, input, select, textarea, [role=img], a[href]')].filter(e => !(
         e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length || e.title)).map(e => e.outerHTML)"""
     )
     assert nameless == []

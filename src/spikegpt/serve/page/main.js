@@ -14,7 +14,9 @@ let meta, sites, raster, counts, labels = null, writing = null, session = null;
 /** Tokens of the text that was written last: { text, mask?, logprob?, top? }. */
 let tokens = [];
 const branches = [];
-globalThis.spikegpt = { get tokens() { return tokens; }, get counts() { return counts; }, get usage() { return usage; } }; // for tests
+globalThis.spikegpt = { // for tests
+  get tokens() { return tokens; }, get counts() { return counts; }, get usage() { return usage; }, get raster() { return raster; },
+};
 let usage = null;
 
 async function begin() {
