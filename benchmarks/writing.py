@@ -25,7 +25,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "plain": {"temperature": 0.8},
     "top-k 40": {"temperature": 0.8, "top_k": 40},
+    "top-k 5000": {"temperature": 0.8, "top_k": 5000},
     "top-p 0.9": {"temperature": 0.8, "top_p": 0.9},
+    "all": {"temperature": 0.8, "top_k": 200, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1},
 }
 PROMPT = "a"
 GOAL = (

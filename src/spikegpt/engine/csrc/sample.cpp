@@ -26,8 +26,6 @@ const SampleLoops &loops_of(const char *isa) {
 
 namespace {
 
-constexpr int kBuckets = 2048;
-
 inline int blocks_of(int vocab) { return (vocab + kBlock - 1) / kBlock; }
 
 inline double sum_of(const std::vector<float> &sums) {
@@ -67,30 +65,12 @@ float bound_of(const float *largest, int blocks, int k, std::vector<float> &edge
   return edge[k - 1];
 }
 
-// The k-th largest of weights of which at least k reach `least`. They are positive, so that their bits are in their order: one
-// pass sorts them into buckets, and only the bucket of the k-th is sorted.
-float kth_of(const float *weights, const float *peaks, int count, float least, int k, Scratch &scratch) {
-  const uint32_t low = bits_of(least), range = bits_of(1.0f) - low;
-  int shift = 0;
-  while (range >> shift >= kBuckets) ++shift;
-  std::vector<int> &sizes = scratch.buckets;
-  sizes.assign(kBuckets, 0);
-  each_above(weights, peaks, count, least, [&](int, float w) { ++sizes[(bits_of(w) - low) >> shift]; });
-  uint32_t bucket = kBuckets - 1;
-  for (; bucket > 0 && sizes[bucket] < k; --bucket) k -= sizes[bucket];
-  std::vector<float> &edge = scratch.edge;
-  edge.clear();
-  each_above(weights, peaks, count, of_bits(low + (bucket << shift)), [&](int, float w) {
-    if ((bits_of(w) - low) >> shift == bucket) edge.push_back(w);
-  });
-  std::nth_element(edge.begin(), edge.begin() + (k - 1), edge.end(), std::greater<float>());
-  return edge[k - 1];
-}
-
-// The largest cutoff for which the weights that reach it add up to `need`, as those that reach `least` do. Halving the range of
-// their bits reads the candidates a few times over, in loops that do not branch, until few are left to be sorted.
-float nucleus_of(const float *weights, const float *peaks, int count, float least, double need, Scratch &scratch,
-                 const SampleLoops &loops) {
+// The largest cutoff for which the weights that reach it measure at least `need`, as those that reach `least` do; `measure` is of
+// one weight, `above` of all that reach a cutoff. Weights are positive, so that their bits are in their order: their range is
+// halved, in loops that do not branch, until few weights are left to be sorted.
+template <class Measure>
+float cutoff_of(const float *weights, const float *peaks, int count, float least, double need, Scratch &scratch,
+                const SampleLoops &loops, double (*above)(const float *, int, float), const Measure &measure) {
   float *candidates = scratch.candidates.data();
   int size = 0;
   for (int block = 0; block < blocks_of(count); ++block) {
@@ -100,21 +80,17 @@ float nucleus_of(const float *weights, const float *peaks, int count, float leas
     size += width;
   }
   uint32_t low = bits_of(least), high = bits_of(1.0f) + 1;
-  double above = 0.0;  // of the weights from `high` on
-  for (int left = size; left > kBlock && high - low > 1; left /= 2) {
+  double from_low = size, from_high = 0.0;  // what the weights from either end on measure, at most and exactly
+  while (high - low > 1 && from_low - from_high > kBlock * measure(of_bits(low))) {
     const uint32_t middle = low + (high - low) / 2;
-    const double total = loops.total_above(candidates, size, of_bits(middle));
-    if (total >= need) {
-      low = middle;
-    } else {
-      high = middle;
-      above = total;
-    }
+    const double total = above(candidates, size, of_bits(middle));
+    (total >= need ? low : high) = middle;
+    (total >= need ? from_low : from_high) = total;
   }
   float *end = candidates + loops.keep_between(candidates, size, of_bits(low), of_bits(high));
   std::sort(candidates, end, std::greater<float>());
   for (const float *w = candidates; w < end; ++w)
-    if ((above += *w) >= need) return *w;
+    if ((from_high += measure(*w)) >= need) return *w;
   return of_bits(low);
 }
 
@@ -190,14 +166,16 @@ float Sampler::cutoff(Scratch &scratch, const SampleLoops &loops) const {
   float least = 0.0f;
   if (settings_.top_k > 0 && settings_.top_k < vocab_) {
     const float bound = bound_of(peaks, blocks, settings_.top_k, scratch.edge, 0.0f);
-    least = kth_of(weights, peaks, vocab_, bound, settings_.top_k, scratch);
+    least = cutoff_of(weights, peaks, vocab_, bound, settings_.top_k, scratch, loops, loops.count_above,
+                      [](float) { return 1.0; });
   }
   if (settings_.top_p < 1.0f) {
     if (least > 0.0f) loops.sum_above(weights, vocab_, least, scratch.sums.data());
     const double total = sum_of(scratch.sums), kept = least > 0.0f ? std::min<double>(vocab_, total / least) : vocab_;
     // All the tokens below this bound together have less than 1 - p.
     const float bound = std::min(1.0f, static_cast<float>((1.0 - settings_.top_p) * total / (kept + 1.0)));
-    least = nucleus_of(weights, peaks, vocab_, std::max(least, bound), settings_.top_p * total, scratch, loops);
+    least = cutoff_of(weights, peaks, vocab_, std::max(least, bound), settings_.top_p * total, scratch, loops,
+                      loops.total_above, [](float w) { return static_cast<double>(w); });
   }
   return std::max(least, settings_.min_p);
 }

@@ -21,8 +21,9 @@ struct SampleLoops {
   void (*weigh)(const float *logits, int count, float largest, float sharpness, float *weights, float *sums);
   // The sum in each block of the weights that are at least `cutoff`.
   void (*sum_above)(const float *weights, int count, float cutoff, float *sums);
-  // The same in all.
+  // The same in all, and how many they are.
   double (*total_above)(const float *weights, int count, float cutoff);
+  double (*count_above)(const float *weights, int count, float cutoff);
   // Moves the weights of at least `low` and below `high` to the front; how many they are.
   int (*keep_between)(float *weights, int count, float low, float high);
   // Logits of integers in this unit as floats.
@@ -52,7 +53,6 @@ struct Scratch {
   explicit Scratch(int vocab);
 
   std::vector<float> logits, weights, largest, peaks, sums, edge_sums, edge, candidates;
-  std::vector<int> buckets;
 };
 
 class Sampler {

@@ -94,6 +94,12 @@ double total_above(const float *weights, int count, float cutoff) {
   return total;
 }
 
+double count_above(const float *weights, int count, float cutoff) {
+  int found = 0;
+  for (int i = 0; i < count; ++i) found += weights[i] >= cutoff;
+  return found;
+}
+
 int keep_between(float *weights, int count, float low, float high) {
   int found = 0;
   each_block(count, [&](int first, int width) {
@@ -120,7 +126,7 @@ namespace spikegpt::engine {
 namespace SPIKEGPT_ISA {
 
 extern const SampleLoops sample_loops;
-const SampleLoops sample_loops = {SPIKEGPT_ISA_NAME, survey, weigh, sum_above, total_above, keep_between, scale};
+const SampleLoops sample_loops = {SPIKEGPT_ISA_NAME, survey, weigh, sum_above, total_above, count_above, keep_between, scale};
 
 }  // namespace SPIKEGPT_ISA
 }  // namespace spikegpt::engine
