@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spikegpt.label_report import FEWEST, early_exit, fit_stop, fit_temperature
+from spikegpt.label_report import FEWEST, early_exit, fit_length, fit_stop, fit_temperature, report_on
 from spikegpt.model.classifier import probabilities, settled
 from spikegpt.task import TaskConfig
 
@@ -38,6 +38,27 @@ def test_reading_ends_where_the_label_will_stay():
     for low, high in ((0.6, 0.7), (0.8, 0.9)):
         inside = (sure >= low) & (sure < high)
         assert stays[inside].mean() == pytest.approx(sure[inside].mean(), abs=0.06)
+
+
+@pytest.mark.parametrize("adds_up", [True, False])
+def test_a_long_text_is_as_sure_as_it_should_be(adds_up):
+    """Texts of 2 to 50 tokens whose log odds are the sum of their tokens', or the mean whatever the length."""
+    generator = np.random.default_rng(1)
+    count = generator.integers(2, 51, 4000)
+    log_odds = generator.normal(size=4000) * (0.5 * np.sqrt(count) if adds_up else 2.0)
+    targets = (generator.random(4000) < 1 / (1 + np.exp(-log_odds))).astype(int)
+    means = np.stack([np.zeros(4000), log_odds / (count if adds_up else 1)], 1)
+    held, rest = slice(0, 1000), slice(1000, 4000)
+    fitted = fit_length(means[held], count[held], targets[held], TASK)
+    assert fitted.length_power >= 0.8 if adds_up else fitted.length_power <= 0.1
+    plain = dataclasses.replace(TASK, temperature=fit_temperature(means[held], targets[held], TASK))
+    for low, high in ((2, 10), (40, 50)):  # short texts and long ones by themselves
+        some = np.flatnonzero((count[rest] >= low) & (count[rest] <= high)) + 1000
+        errors = [
+            report_on(means[some], targets[some], task, tokens=count[some], activity=0.1).calibration_error
+            for task in (fitted, plain)
+        ]
+        assert errors[0] < 0.06 and (not adds_up or errors[0] < errors[1] - 0.02)
 
 
 def test_texts_too_short_to_stop_in():

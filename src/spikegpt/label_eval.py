@@ -64,9 +64,9 @@ def measure(model: LanguageModel, rows: Rows, report: Report | None = None) -> L
     """Figures of a classifier, float or packed, on labelled rows."""
     classifier = Classifier(model)
     task, encoded = classifier.task, classifier.encode(rows.texts)
-    targets, tokens, exits = targets_of(rows, task), sum(map(len, encoded)), None
+    targets, tokens, exits = targets_of(rows, task), np.array([len(row) for row in encoded]), None
     with model.meter() as meter:
-        if task.kind == "single" and tokens * len(task.labels) <= _MOST_NUMBERS:
+        if task.kind == "single" and tokens.sum() * len(task.labels) <= _MOST_NUMBERS:
             each = classifier.every_token(encoded, report)
             logits = np.stack([some.mean(0, dtype=np.float64) for some in each])
             exits = early_exit(each, targets, task)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .model.classifier import probabilities, settled
+from .model.classifier import by_length, probabilities, settled, so_far
 from .task import TaskConfig
 
 BINS = 10
@@ -76,12 +76,13 @@ class LabelReport:
 
 
 def report_on(
-    logits: np.ndarray, targets: np.ndarray, task: TaskConfig, *, tokens: int, activity: float
+    means: np.ndarray, targets: np.ndarray, task: TaskConfig, *, tokens: np.ndarray, activity: float
 ) -> LabelReport:
-    """Figures of logits [N, K] at targets as `data.labelled.targets_of` gives them; `tokens` of all rows together."""
-    found, rows = probabilities(logits, task), len(logits)
+    """Figures of mean logits [N, K] of rows of `tokens` [N], at targets as `data.labelled.targets_of` gives them."""
+    logits, rows = by_length(means, tokens, task), len(means)
+    found = probabilities(logits, task)
     common: dict[str, Any] = {
-        "kind": task.kind, "rows": rows, "tokens": tokens / rows, "activity": activity,
+        "kind": task.kind, "rows": rows, "tokens": float(tokens.mean()), "activity": activity,
         "loss": loss_of(logits, targets, task),
     }  # fmt: skip
     if task.kind == "regression":
@@ -157,12 +158,27 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray, task: TaskConfig) -
     return float(f"{math.exp((low + high) / 2):.4g}")
 
 
+def fit_length(means: np.ndarray, tokens: np.ndarray, targets: np.ndarray, task: TaskConfig) -> TaskConfig:
+    """The task with the `length_power`, in tenths, and the `temperature` of the least loss of mean logits [N, K].
+
+    Evidence adds up, so a long text may be surer than a short one of the same mean; words also repeat each other, so by
+    less than the sum says. A power above zero must earn what a parameter costs, 1 / N nats (Akaike's criterion).
+    """
+    tried: list[tuple[float, TaskConfig]] = []
+    for tenths in range(11):
+        powered = dataclasses.replace(task, length_power=tenths / 10)
+        logits = by_length(means, tokens, powered)
+        heated = dataclasses.replace(powered, temperature=fit_temperature(logits, targets, powered))
+        tried.append((loss_of(logits, targets, heated) + bool(tenths) / len(means), heated))
+    return min(tried, key=lambda each: each[0])[1]
+
+
 def fit_stop(tokens: Sequence[np.ndarray], task: TaskConfig) -> float | None:
     """The `stop_temperature` of the least loss; `tokens` has the logits [T, K] that each token of a held-out row gave.
 
     What is to be told after each token from the `FEWEST`th on is the label after the last one. None: no row is that long.
     """
-    sums = [np.cumsum(logits, 0, dtype=np.float64) for logits in tokens]
+    sums = [so_far(logits)[0] for logits in tokens]
     before = [each[FEWEST - 1 : -1] for each in sums]
     ends = [np.full(len(some), each[-1].argmax()) for some, each in zip(before, sums, strict=True)]
     if not sum(map(len, before)):
@@ -190,8 +206,8 @@ def early_exit(tokens: Sequence[np.ndarray], targets: np.ndarray, task: TaskConf
     """
     rows = [[0.0, 0.0, 0.0] for _ in STOPS]
     for logits, target in zip(tokens, targets, strict=True):
-        sums = np.cumsum(logits, 0, dtype=np.float64)
-        sure, given = settled(sums, np.arange(1, len(sums) + 1), task), sums.argmax(1)
+        sums, count = so_far(logits)
+        sure, given = settled(sums, count, task), sums.argmax(1)
         for row, stop in zip(rows, STOPS, strict=True):
             passed = np.flatnonzero(sure[FEWEST - 1 :] >= stop)
             at = int(passed[0]) + FEWEST - 1 if len(passed) else len(logits) - 1

@@ -32,6 +32,9 @@ class TaskConfig:
     """Whether an input is two texts, joined by the end-of-text token."""
     temperature: float = 1.0
     """What logits are divided by before they become probabilities; fitted on held-out rows."""
+    length_power: float = 0.0
+    """Power of a text's tokens that its mean logits are multiplied by first, 0 to 1: how much surer a longer text makes.
+    At 0 the mean counts, at 1 the sum. Fitted together with `temperature`; a regression has none."""
     stop_temperature: float | None = None
     """Of single: what the sum of the logits so far is divided by to say how probable it is that the label stays, however the
     text goes on (early exit); fitted on held-out rows. None: not fitted, the label's own probability stands for it."""
@@ -64,6 +67,8 @@ class TaskConfig:
         for name in ("temperature", "scale", "stop_temperature"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name}={getattr(self, name)!r} must be above zero and finite")
+        if not 0 <= self.length_power <= 1:
+            raise UsageError(f"length_power={self.length_power!r} must be 0 to 1")
         if self.ngrams and not 2 <= self.ngrams <= LONGEST_NGRAM:
             raise UsageError(f"ngrams={self.ngrams} must be 2 to {LONGEST_NGRAM}, or 0 for no look-up lane")
         if self.ngrams and not (0 < self.ngram_rows <= MOST_NGRAM_ROWS and self.ngram_rows.bit_count() == 1):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(run.MISSING is not None, reason=f"the engine is 
 
 TEXT = "the kettle works as promised, and I use it every day " * 3  # more than one piece
 TASKS = {
-    "single": TaskConfig(labels=("bad", "good", "猫"), temperature=0.7),
+    "single": TaskConfig(labels=("bad", "good", "猫"), temperature=0.7, length_power=0.3),
     "multi": TaskConfig(labels=("a", "b"), kind="multi", thresholds=(0.4, 0.6)),
     "regression": TaskConfig(labels=("stars",), kind="regression", offset=3.0, scale=2.0),
     "pairs": TaskConfig(labels=("no", "yes"), pairs=True),

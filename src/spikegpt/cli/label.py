@@ -16,7 +16,7 @@ from rich.text import Text as Styled
 from ..errors import UsageError, UserError
 from ..label_eval import weights_read
 from ..label_report import FEWEST
-from ..model.classifier import Classifier, Evidence, probabilities
+from ..model.classifier import Classifier, Evidence, chances_of
 from ..profiling.energy import picojoules
 from ..task import Text
 from .show import print_json
@@ -85,7 +85,7 @@ class Answers:
             if self._watch or self._stop_at is not None:
                 chances, read = self._step_by_step(row)
             else:
-                chances, read = probabilities(self._classifier.logits([row])[0], self._classifier.task), len(row)
+                chances, read = chances_of(self._classifier.logits([row])[0], len(row), self._classifier.task), len(row)
         weights = weights_read(model.config, meter.activity, read)
         answer = self._answer(chances) | {
             "tokens": read, "tokens_not_read": len(row) - read, "weights_read": round(weights),

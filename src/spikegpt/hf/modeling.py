@@ -207,7 +207,7 @@ class SpikeGPTForSequenceClassification(SpikeGPTPreTrainedModel):
     """Classifies a text by the mean over its real tokens.
 
     The directory of a classifier that `spikegpt finetune` made has a head with a row a label, whose logits are averaged
-    and divided by the fitted temperature. Of any other directory the last hidden states are averaged, and a new `score`
+    and scaled as they were fitted, by the text's length and a temperature. Of any other directory the last hidden states are averaged, and a new `score`
     reads them.
     """
 
@@ -237,7 +237,8 @@ class SpikeGPTForSequenceClassification(SpikeGPTPreTrainedModel):
         if self.score is not None or task is None:
             logits = mean if self.score is None else self.score(mean)
         else:
-            logits = task.offset + task.scale * mean if task.kind == "regression" else mean / task.temperature
+            longer = weight.sum(1).clamp(min=1) ** task.length_power
+            logits = task.offset + task.scale * mean if task.kind == "regression" else mean * longer / task.temperature
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)

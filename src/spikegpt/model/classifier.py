@@ -54,13 +54,32 @@ def probabilities(logits: np.ndarray, task: TaskConfig) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
+def chances_of(means: np.ndarray, tokens: np.ndarray | int, task: TaskConfig) -> np.ndarray:
+    """Probabilities [..., K] of the mean logits [..., K] of texts of that many tokens [...]; of a regression, the answers."""
+    return probabilities(by_length(means, tokens, task), task)
+
+
+def by_length(means: np.ndarray, tokens: np.ndarray | int, task: TaskConfig) -> np.ndarray:
+    """Mean logits [..., K] of texts of that many tokens [...], the larger the longer the text (`TaskConfig.length_power`)."""
+    return means * np.asarray(tokens, np.float64)[..., None] ** task.length_power
+
+
+def so_far(logits: np.ndarray, total: np.ndarray | None = None, read: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Sums float64 [T, K] of the logits [T, K] up to each token, and how many tokens [T] those are.
+
+    `total` float64 [K] is the sum of the `read` tokens before. Token is added to token, as in a stream: to the same bits.
+    """
+    before = np.zeros((1, logits.shape[1])) if total is None else total[None]
+    return np.concatenate([before, logits]).cumsum(0)[1:], np.arange(read + 1, read + 1 + len(logits))
+
+
 def settled(sums: np.ndarray, tokens: np.ndarray | int, task: TaskConfig) -> np.ndarray:
     """How probable it is [...] that the label of the sums [..., K] of the first `tokens` [...] tokens' logits stays.
 
     Evidence adds up: the more was read and the clearer it is, the less what follows can change (`fit_stop`).
     """
     if task.stop_temperature is None:
-        return probabilities(sums / np.asarray(tokens)[..., None], task).max(-1)
+        return chances_of(sums / np.asarray(tokens)[..., None], tokens, task).max(-1)
     return probabilities(sums, dataclasses.replace(task, temperature=task.stop_temperature)).max(-1)
 
 
@@ -124,41 +143,29 @@ class Classifier:
 
     def logits(self, rows: Sequence[np.ndarray], report: Report | None = None) -> np.ndarray:
         """Mean logits float32 [N, K] of tokenised texts; no row is padded."""
-        out, done = np.empty((len(rows), len(self.task.labels)), np.float32), 0
-        for chosen in of_one_length(rows, TOGETHER):
-            ids = torch.from_numpy(np.stack([rows[i] for i in chosen]).astype(np.int64))
-            total = sum(each.double().sum(1) for each in self._read(ids))
-            out[chosen] = (total / ids.shape[1]).cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
-            done += len(chosen)
-            if report is not None:
-                report(done, len(rows))
+        out = np.empty((len(rows), len(self.task.labels)), np.float32)
+        for chosen, chunks in self._batches(rows, report):
+            total = sum(each.double().sum(1) for each in chunks)
+            out[chosen] = (total / len(rows[chosen[0]])).cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
         return out
 
     def probabilities(self, texts: Sequence[Text], report: Report | None = None) -> np.ndarray:
         """Probabilities float64 [N, K]; of a regression, the answers [N, 1]."""
-        return probabilities(self.logits(self.encode(texts), report), self.task)
-
-    def token_logits(self, row: np.ndarray) -> np.ndarray:
-        """Logits float32 [T, K] that each token of one text gave."""
-        ids = torch.from_numpy(row.astype(np.int64))[None]
-        return torch.cat([each[0].float().cpu() for each in self._read(ids)]).numpy()
+        rows = self.encode(texts)
+        return chances_of(self.logits(rows, report), np.array([len(row) for row in rows]), self.task)
 
     def every_token(self, rows: Sequence[np.ndarray], report: Report | None = None) -> list[np.ndarray]:
         """Logits float32 [T, K] that each token of each tokenised text gave; no row is padded."""
-        found, done = {}, 0
-        for chosen in of_one_length(rows, TOGETHER):
-            ids = torch.from_numpy(np.stack([rows[i] for i in chosen]).astype(np.int64))
-            logits = torch.cat(list(self._read(ids)), 1).float().cpu().numpy()
+        found: dict[int, np.ndarray] = {}
+        for chosen, chunks in self._batches(rows, report):
+            logits = torch.cat([each.float().cpu() for each in chunks], 1).numpy()
             found |= zip(chosen.tolist(), logits, strict=True)
-            done += len(chosen)
-            if report is not None:
-                report(done, len(rows))
         return [found[number] for number in range(len(rows))]
 
     def why(self, text: Text) -> list[Evidence]:
         """What each word of the text said for each label, in order."""
         (row,) = self.encode([text])
-        shares = self.token_logits(row) / len(row)
+        shares = self.every_token([row])[0] / len(row)
         found: list[Evidence] = []
         spelt, logits = b"", np.zeros(shares.shape[1])
         for token, share in zip(row, shares, strict=True):
@@ -181,6 +188,17 @@ class Classifier:
     def stream(self, saved: str | os.PathLike[str] | None = None) -> LabelStream:
         """A text read as it comes; `saved` (of `LabelStream.save`): one that goes on. UserError: it is no such file."""
         return LabelStream(self, saved)
+
+    def _batches(
+        self, rows: Sequence[np.ndarray], report: Report | None
+    ) -> Iterator[tuple[np.ndarray, Iterator[Tensor]]]:
+        """Numbers [B] of rows of one length, and their logits [B, t, K] a chunk at a time; reported once they are read."""
+        done = 0
+        for chosen in of_one_length(rows, TOGETHER):
+            yield chosen, self._read(torch.from_numpy(np.stack([rows[i] for i in chosen]).astype(np.int64)))
+            done += len(chosen)
+            if report is not None:
+                report(done, len(rows))
 
     def _read(self, ids: Tensor) -> Iterator[Tensor]:
         """Logits [B, t, K] of ids [B, T], a chunk at a time."""
@@ -259,4 +277,5 @@ class LabelStream:
 
     def chances(self) -> np.ndarray:
         """Probabilities [K] after all tokens so far; before the first, those of logits of zero."""
-        return probabilities(self._sum / max(self.tokens, 1), self._classifier.task)
+        tokens = max(self.tokens, 1)
+        return chances_of(self._sum / tokens, tokens, self._classifier.task)

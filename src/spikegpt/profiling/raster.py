@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError, UserError
 from ..files import write_atomically
-from ..model.classifier import probabilities
+from ..model.classifier import chances_of, so_far
 from ..model.neurons import Neuron
 from ..model.protocol import evaluating, tokenizer_of
 from ..model.sites import neuron_groups
@@ -75,8 +75,8 @@ def _forming(logits: Tensor, task: TaskConfig | None) -> dict[str, np.ndarray]:
     """The labels' probabilities after each token, from the logits [T, K] that each gave; none of a language model."""
     if task is None or task.kind == "regression":
         return {}
-    sums = logits.double().cpu().numpy().cumsum(0)
-    found = probabilities(sums / np.arange(1, len(sums) + 1)[:, None], task)
+    sums, tokens = so_far(logits.float().cpu().numpy())
+    found = chances_of(sums / tokens[:, None], tokens, task)
     likeliest = np.argsort(-found[-1])[:_MOST_LABELS]
     return {task.labels[k]: found[:, k] for k in sorted(likeliest)}
 

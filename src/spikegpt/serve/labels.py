@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..model.classifier import Classifier, probabilities
+from ..model.classifier import Classifier, chances_of, so_far
 from .scheduler import Busy, Tally
 
 PIECE = 64
@@ -47,10 +47,9 @@ class Labels:
         with worker:
             for begin in range(0, len(row), PIECE):
                 logits, state, weights = await worker.read(row[begin : begin + PIECE], state)
-                sums = np.cumsum(np.concatenate([total[None], logits]), axis=0, dtype=np.float64)[1:]
+                sums, tokens = so_far(logits, total, begin)
                 total = sums[-1]
-                count = np.arange(begin + 1, begin + 1 + len(logits))
-                yield Formed(probabilities(sums / count[:, None], task), weights)
+                yield Formed(chances_of(sums / tokens[:, None], tokens, task), weights)
 
     def describe(self, chances: np.ndarray) -> dict[str, Any]:
         """The answer at probabilities [K], for clients."""

@@ -212,9 +212,12 @@ def _held_out(model: SpikeGPT, rows: Rows) -> Metrics:
     classifier = Classifier(model)
     task, targets = classifier.task, targets_of(rows, classifier.task)
     with model.meter() as meter:
-        logits = classifier.logits(classifier.encode(rows.texts))
+        encoded = classifier.encode(rows.texts)
+        logits = classifier.logits(encoded)
     heated = dataclasses.replace(task, temperature=fit_temperature(logits, targets, task))
-    measured = report_on(logits, targets, heated, tokens=1, activity=meter.activity)
+    measured = report_on(
+        logits, targets, heated, tokens=np.array([len(row) for row in encoded]), activity=meter.activity
+    )
     return {
         "valid_loss": loss_of(logits, targets, heated),
         "valid_score": measured.score,

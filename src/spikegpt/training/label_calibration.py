@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from ..data.labelled import Rows, targets_of
-from ..label_report import fit_stop, fit_temperature, fit_thresholds
-from ..model.classifier import Classifier, probabilities
+from ..label_report import fit_length, fit_stop, fit_thresholds
+from ..model.classifier import Classifier, chances_of
 from ..model.spikegpt import SpikeGPT
 
 _LONGEST = 1024
@@ -18,16 +18,16 @@ _MOST_NUMBERS = 10_000_000
 
 
 def calibrate(model: SpikeGPT, rows: Rows) -> None:
-    """Fit temperature, early exit (single), thresholds (multi) on held-out rows; into `model.config.task`."""
+    """Fit temperature and power of the length, early exit (single), thresholds (multi) on held-out rows; into `model.config.task`."""
     classifier = Classifier(model)
     task = classifier.task
     if task.kind == "regression":
         return
     encoded, targets = classifier.encode(rows.texts), targets_of(rows, task)
-    logits = classifier.logits(encoded)
-    task = dataclasses.replace(task, temperature=fit_temperature(logits, targets, task))
+    means, tokens = classifier.logits(encoded), np.array([len(row) for row in encoded])
+    task = fit_length(means, tokens, targets, task)
     if task.kind == "multi":
-        task = dataclasses.replace(task, thresholds=fit_thresholds(probabilities(logits, task), targets))
+        task = dataclasses.replace(task, thresholds=fit_thresholds(chances_of(means, tokens, task), targets))
     else:
         short = [row[:_LONGEST] for row in encoded]
         numbers = np.cumsum([len(row) * len(task.labels) for row in short])
