@@ -207,8 +207,8 @@ class SpikeGPTForSequenceClassification(SpikeGPTPreTrainedModel):
     """Classifies a text by the mean over its real tokens.
 
     The directory of a classifier that `spikegpt finetune` made has a head with a row a label, whose logits are averaged
-    and scaled as they were fitted, by the text's length and a temperature. Of any other directory the last hidden states are averaged, and a new `score`
-    reads them.
+    and scaled as they were fitted, by the text's length and a temperature. Of any other directory the last hidden states
+    are averaged, and a new `score` reads them.
     """
 
     def __init__(self, config: SpikeGPTConfig) -> None:

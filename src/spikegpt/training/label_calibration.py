@@ -18,7 +18,7 @@ _MOST_NUMBERS = 10_000_000
 
 
 def calibrate(model: SpikeGPT, rows: Rows) -> None:
-    """Fit temperature and power of the length, early exit (single), thresholds (multi) on held-out rows; into `model.config.task`."""
+    """Fit temperature and length power, early exit (single), thresholds (multi) on held-out rows; into `model.config.task`."""
     classifier = Classifier(model)
     task = classifier.task
     if task.kind == "regression":
