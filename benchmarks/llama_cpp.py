@@ -86,7 +86,7 @@ def measure(
     bench: str, name: str, config: ModelConfig, threads: int, activities: list[float], repeats: int, folder: Path
 ) -> list[dict[str, Any]]:
     """The rows of one shape and number of threads: ours at each activity, and how many times llama.cpp's each kind."""
-    files = {kind: folder / f"{name}-{kind}.gguf".replace(" ", "") for kind in KINDS}
+    files = {kind: folder / f"{kind}.gguf" for kind in KINDS}  # llama-bench splits its arguments at commas
     for kind, file in files.items():
         if not file.exists():
             write_llama(file, config, kind)

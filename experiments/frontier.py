@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frontier_report import plot, table
+from frontier_report import conclusions, plot, table
 
 RESULTS = Path(__file__).with_name("frontier.jsonl")
 SPEEDS = Path(__file__).with_name("frontier_speed.json")
@@ -269,7 +269,7 @@ def main() -> None:
         SPEEDS.write_text(json.dumps(speeds(arguments.text, arguments.runs), indent=1) + "\n")
     known = json.loads(SPEEDS.read_text()) if SPEEDS.exists() else {}
     if arguments.table:
-        print(table(rows(), known))
+        print(table(rows(), known), conclusions(rows()), sep="\n\n")
     if arguments.plot:
         plot(rows(), arguments.plot)
 

@@ -20,12 +20,13 @@ def dense_like(row: Row, rows: Sequence[Row]) -> list[Row]:
     return sorted(found, key=lambda r: r["bytes_read"])
 
 
-def equal_bits(row: Row, rows: Sequence[Row]) -> float | None:
+def equal_bits(row: Row, rows: Sequence[Row], *, taught: bool | None = None) -> float | None:
     """Bytes that a continuous model would read for the bits of `row`, over those of `row`.
 
+    taught: beside continuous models with a teacher, or without; None: as `row` has one or not.
     Between two measured models bits are a straight line over the logarithm of bytes. None: outside what was measured.
     """
-    dense = dense_like(row, rows)
+    dense = dense_like(row if taught is None else {**row, "taught": taught}, rows)
     for less, more in itertools.pairwise(dense):
         if more["bits_per_byte"] <= row["bits_per_byte"] <= less["bits_per_byte"]:
             part = (less["bits_per_byte"] - row["bits_per_byte"]) / (less["bits_per_byte"] - more["bits_per_byte"])
@@ -84,6 +85,34 @@ def table(rows: Sequence[Row], speeds: dict[str, float]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def conclusions(rows: Sequence[Row]) -> str:
+    """What the events cost and buy, and what the scaling of the cost with the width predicts, a line each."""
+    lines = []
+    events = sorted((row for row in rows if row["activity"] < 1), key=lambda row: (row["tokens"], row["width"]))
+    for row in events:
+        if (more := equal_bits(row, rows, taught=False)) is not None:
+            lines.append(f"{row['run']}: {more:.2f}x beside continuous models without a teacher")
+    for (tokens, asked), found in _by_activity(events).items():
+        gaps = [(row["width"], gap - 1) for row in found if (gap := of_twin(row, rows)) is not None]
+        if len(gaps) >= 3:
+            solution, covariance = fit(*zip(*gaps, strict=True))
+            expected = (f"{width}: {part[0]:.1%} ({part[1]:.1%} to {part[2]:.1%})"
+                        for width in (512, 768) for part in [predict(width, solution, covariance)])  # fmt: skip
+            lines.append(
+                f"{asked}% of the weights, {tokens / 1e6:.2f}M tokens: the bits lost to the twin go as "
+                f"width^{solution[1]:.2f} +- {covariance[1, 1] ** 0.5:.2f}; expected at {', '.join(expected)}"
+            )
+    return "\n".join(lines)
+
+
+def _by_activity(events: Sequence[Row]) -> dict[tuple[int, int], list[Row]]:
+    """Event-driven runs by tokens and percent of the weights asked for."""
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in events:
+        groups.setdefault((row["tokens"], int(row["run"].split("-")[2])), []).append(row)
+    return groups
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

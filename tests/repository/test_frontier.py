@@ -52,6 +52,10 @@ def write(folder: Path, text: str) -> None:
     (folder / "valid.txt").write_text(text * 20)
 
 
+def rows_printed(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+
+
 def call(module, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["frontier.py", *map(str, arguments)])
     module.main()
@@ -90,13 +94,13 @@ def test_runs_share_tokens_teacher_and_trunk(frontier, monkeypatch, tmp_path, ca
     capsys.readouterr()
     call(frontier, monkeypatch, *names, *where, "--table", "--plot", tmp_path / "frontier.png")  # nothing is run twice
     assert len(frontier.rows()) == len(names)
-    lines = capsys.readouterr().out.splitlines()
+    lines = rows_printed(capsys)
     assert len(lines) == 2 + len(names) and (tmp_path / "frontier.png").stat().st_size > 1000
     if engine_run.MISSING is None:
         timed = {"dense-8", "dense-16", "alone-16-30-small-0", "event-16-30-small-0"}
         call(frontier, monkeypatch, "--speed", "--table", *where)
         assert set(json.loads(frontier.SPEEDS.read_text())) == {"shipped", *timed}
-        for line in capsys.readouterr().out.splitlines()[2:]:
+        for line in rows_printed(capsys)[2:]:
             assert int(line.split("|")[-2].replace(",", "")) > 0
 
 
@@ -154,6 +158,25 @@ def test_equal_bits_by_hand(report):
     assert report.equal_bits({**event, "bits_per_byte": 1.3}, dense) is None  # better than any that was measured
     assert report.of_twin(event, dense) == pytest.approx(1.75 / 1.5)
     assert report.of_twin({**event, "width": 3}, dense) is None
+
+
+def test_conclusions_name_width_teacher_and_what_is_expected(report):
+    def row(kind, width, activity, bits, taught):
+        return {"run": f"{kind}-{width}-10-small", "width": width, "activity": activity, "bits_per_byte": bits,
+                "bytes_read": width * activity, "tokens": 10**6, "taught": taught, "seed": 0}  # fmt: skip
+
+    dense = [
+        row(kind, width, 1, 2 - width / 1000, kind == "taught")
+        for kind in ("taught", "dense")
+        for width in (100, 200, 400)
+    ]
+    events = [row("event", width, 0.1, (2 - width / 1000) * (1 + 10 / width), True) for width in (100, 200, 400)]
+    first, *_, last = report.conclusions([*dense, *events]).splitlines()
+    assert first == "event-200-10-small: 5.36x beside continuous models without a teacher"
+    assert last.startswith(
+        "10% of the weights, 1.00M tokens: the bits lost to the twin go as width^-1.00 +- 0.00; expected at 512: 2.0%"
+    )
+    assert report.conclusions(dense) == ""
 
 
 def test_the_gaps_line_is_found_and_its_error_grows_away_from_it(report):
