@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.decode import at_activities
+from benchmarks.decode import at_a_tenth, shape_of
 from benchmarks.table import alone, make_parser, median, report
-from spikegpt.config import ModelConfig, preset
+from spikegpt.config import ModelConfig
 from spikegpt.engine import EventModel
 from spikegpt.engine.integers import IntegerModel
 from spikegpt.engine.packed import read
@@ -78,9 +78,7 @@ def measure_shipped(*how: Any) -> list[dict[str, Any]]:
 
 def measure_random(name: str, config: ModelConfig, *how: Any) -> list[dict[str, Any]]:
     """Weights at random, a tenth of them read."""
-    with torch.inference_mode():
-        ((_, (packed,)),) = at_activities(config, [0.1], [8])
-    return compare(name, packed, *how)
+    return compare(name, at_a_tenth(config), *how)
 
 
 def main() -> None:
@@ -90,11 +88,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=40, help="tokens of each text in a round")
     parser.add_argument("--rounds", type=int, default=7, help="of both ways")
     given = parser.parse_args()
-    name, config = "18 x 768, V = 50277, 10%", preset("216m", spikes="before")
+    name, config = shape_of(given.quick)
     if given.quick:
-        name, config, given.turns, given.rounds = "tiny, 10%", preset("tiny", spikes="before"), 4, 2
+        given.turns, given.rounds = 4, 2
     how = given.threads, given.texts, given.turns, given.rounds
-    rows = alone(measure_random, name, config, *how) + alone(measure_shipped, *how)
+    rows = alone(measure_random, f"{name}, 10%", config, *how) + alone(measure_shipped, *how)
     report("Engines side by side, 8-bit weights", rows, given.json, note=NOTE)
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 import spikegpt
-from benchmarks.decode import at_activities
+from benchmarks.decode import at_a_tenth, shape_of
 from benchmarks.table import alone, make_parser, median, report
-from spikegpt.config import ModelConfig, preset
+from spikegpt.config import ModelConfig
 from spikegpt.engine import EventModel, FixedEventModel, Stream, base
 from spikegpt.engine.fixed.model import FixedModel
 from spikegpt.engine.integers import IntegerModel
@@ -68,7 +68,7 @@ def measure_shipped(turns: int, isas: list[str]) -> list[dict[str, Any]]:
 @torch.inference_mode()
 def measure_random(name: str, config: ModelConfig, turns: int, isas: list[str]) -> list[dict[str, Any]]:
     """Weights and tokens at random, a tenth of the weights read."""
-    ((_, (packed,)),) = at_activities(config, [0.1], [8])
+    packed = at_a_tenth(config)
     ids = np.random.default_rng(0).integers(config.vocab_size, size=128)
     return compare(f"random, {name}", packed, ids, turns, isas)
 
@@ -77,8 +77,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--isa", nargs="+", default=base._engine.instruction_sets() if base._engine else [])
     given = parser.parse_args()
-    large = preset("tiny" if given.quick else "216m", spikes="before", vocab_size=4096)
-    name = "tiny" if given.quick else "18 x 768, V = 4096"
+    name, large = shape_of(given.quick, vocab_size=4096)
     rows = alone(measure_shipped, 4 if given.quick else 200, given.isa)
     rows += alone(measure_random, name, large, 4 if given.quick else 60, given.isa)
     report("Integers only against float elementwise, 8-bit weights, one thread", rows, given.json, note=GOAL)

@@ -1,7 +1,7 @@
 """The event-driven engine beside llama.cpp's own bench: a Llama with as many weights, both at random, taking turns.
 
 python -m benchmarks.llama_cpp --bench llama-bench [--threads 1 2] [--json FILE] [--quick]. llama-bench is built from the
-source that llama-cpp-python carries (docs/benchmarks.md); the GGUF files are written here (`pip install gguf`). Neither
+source that llama-cpp-python carries (docs/engine.md); the GGUF files are written here (`pip install gguf`). Neither
 side samples. llama.cpp has no RWKV-4: 18 x 768 means a Llama of the same width and depth whose hidden layer is as wide as
 makes its matrices as large.
 """
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.decode import a_tokenizer, at_activities, step_times
+from benchmarks.decode import a_tokenizer, at_activities, shape_of, step_times
 from benchmarks.table import make_parser, median, report
-from spikegpt.config import ModelConfig, preset
+from spikegpt.config import ModelConfig
 from spikegpt.engine import EventModel
 
 KINDS = ("Q8_0", "Q4_0")
@@ -121,9 +121,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--activity", type=float, nargs="+", default=[0.05, 0.1])
     given = parser.parse_args()
-    name, config = "18 x 768, V = 50277", preset("216m", spikes="before")
-    if given.quick:
-        name, config = "tiny", preset("tiny", spikes="before")
+    name, config = shape_of(given.quick)
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             row

@@ -16,11 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
-from benchmarks.decode import at_activities
+from benchmarks.decode import at_a_tenth, shape_of
 from benchmarks.table import make_parser, report
-from spikegpt.config import preset
 from spikegpt.engine import EngineModel, EventModel
 from spikegpt.loading import load
 from spikegpt.serve.app import make_app
@@ -116,12 +113,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1500)
     given = parser.parse_args()
     shipped = load(engine="event", threads=1)
-    name, large = "18 x 768, V = 4096", preset("216m", spikes="before", vocab_size=4096)
+    name, large = shape_of(given.quick, vocab_size=4096)
     if given.quick:
-        name, large, given.tokens = "tiny", preset("tiny", spikes="before", vocab_size=4096), 60
-    with torch.inference_mode():
-        ((_, (packed,)),) = at_activities(large, [0.1], [8])
-    models = {"shipped, 6 x 256": shipped, name: EventModel(packed, shipped.tokenizer, threads=1)}
+        given.tokens = 60
+    models = {"shipped, 6 x 256": shipped, name: EventModel(at_a_tenth(large), shipped.tokenizer, threads=1)}
     rows = [measure(name, model, given.rate, given.tokens) for name, model in models.items()]
     report("The page while a text is written", rows, given.json, note=GOAL)
 

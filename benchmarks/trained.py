@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.decode import generated_per_second
+from benchmarks.decode import generated_seconds
 from benchmarks.table import alone, make_parser, median, report
 from spikegpt.config import preset
 from spikegpt.engine import EventModel
@@ -43,11 +43,11 @@ def measure(directory: str | None, threads: int, quick: bool) -> list[dict[str, 
         EVENTS: engine, DENSE: engine.dense(), "float32, our products": ours, PLAIN: float_model(directory, "reference", quick)
     }  # fmt: skip
     with engine.meter(neurons=False) as meter:
-        generated_per_second(engine, tokens, PROMPT)
+        generated_seconds(engine, tokens, PROMPT)
     rates: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
         for way, model in ways.items():
-            rates[way].append(generated_per_second(model, tokens, PROMPT))
+            rates[way].append(1 / generated_seconds(model, tokens, PROMPT))
     middle = {way: median(sorted(values)) for way, values in rates.items()}
     return [
         {

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.decode import a_tokenizer, at_activities
+from benchmarks.decode import a_tokenizer, at_a_tenth, generated_seconds, shape_of
 from benchmarks.table import alone, make_parser, median, report
-from spikegpt.config import ModelConfig, preset
+from spikegpt.config import ModelConfig
 from spikegpt.engine import EventModel
-from spikegpt.generation.decode import generate
 from spikegpt.generation.sampling import Sampling
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -54,20 +53,10 @@ def step_seconds(engine: EventModel, ids: list[int], clock: Callable[[], float])
     return (clock() - start) / len(ids)
 
 
-def written_seconds(engine: EventModel, tokens: int, how: dict[str, Any], clock: Callable[[], float]) -> float:
-    """Seconds of a token that is written, after the first piece of text."""
-    pieces = generate(engine, PROMPT, max_tokens=tokens, seed=0, **how)
-    next(pieces)
-    start, already = clock(), pieces.tokens
-    for _ in pieces:
-        pass
-    return (clock() - start) / (pieces.tokens - already)
-
-
 @torch.inference_mode()
 def measure(name: str, config: ModelConfig, threads: list[int], tokens: int, rounds: int) -> list[dict[str, Any]]:
     """The rows of one model, one a number of threads and settings."""
-    ((_, (packed,)),) = at_activities(config, [0.1], [8])
+    packed = at_a_tenth(config)
     rows = []
     for count in threads:
         engine = EventModel(packed, a_tokenizer(config.vocab_size), threads=count)
@@ -77,7 +66,7 @@ def measure(name: str, config: ModelConfig, threads: list[int], tokens: int, rou
             steps, written = [], []
             for _ in range(rounds):
                 steps.append(step_seconds(engine, ids, clock))
-                written.append(written_seconds(engine, tokens, how, clock))
+                written.append(generated_seconds(engine, tokens, PROMPT, clock, **how))
             shares = sorted(step / whole for step, whole in zip(steps, written, strict=True))
             rows.append({
                 "shape": name, "threads": count, "sampling": sampling, "bare steps/s": 1 / median(sorted(steps)),
@@ -93,9 +82,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200, help="in a text")
     parser.add_argument("--rounds", type=int, default=11, help="of a text and its bare steps")
     given = parser.parse_args()
-    name, config = "18 x 768, V = 50277", preset("216m", spikes="before")
+    name, config = shape_of(given.quick)
     if given.quick:
-        name, config, given.tokens, given.rounds = "tiny", preset("tiny", spikes="before"), 20, 2
+        given.tokens, given.rounds = 20, 2
     rows = alone(measure, name, config, given.threads, given.tokens, given.rounds)
     report("Writing end to end beside bare steps, 8-bit weights, batch 1", rows, given.json, note=GOAL)
 

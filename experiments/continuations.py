@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,13 @@ def continued(directory: str, pairs: Sequence[Pair]) -> list[Pair]:
     """The same openings with what a model writes after them, cut to as many words."""
     from spikegpt import generate_batch, load
 
-    model, written = load(directory), list[str]()
-    for batch in batches([opening for opening, _ in pairs], 50):
-        written += generate_batch(model, batch, max_tokens=3 * CONTINUATION, **SAMPLING)
+    written = generate_batch(
+        load(directory), [opening for opening, _ in pairs], max_tokens=3 * CONTINUATION, **SAMPLING
+    )
     return [
         (opening, " ".join(text.split()[:CONTINUATION]))
         for (opening, _), text in zip(pairs, written, strict=True)
     ]  # fmt: skip
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """`items` in pieces of `size`."""
-    yield from (items[start : start + size] for start in range(0, len(items), size))
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

@@ -59,7 +59,7 @@ def load(
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
     device = usable(device)
-    if str(name) == SHIPPED.name and not Path(SHIPPED.name).is_dir():
+    if name is not None and _means_shipped(name):
         name = None
     path = SHIPPED if name is None else Path(name)
     if name is None and not path.is_dir():
@@ -120,9 +120,14 @@ def _load_teacher(directory: PathLike, student: ModelConfig, tokenizer: Tokenize
     return teacher
 
 
+def _means_shipped(name: PathLike) -> bool:
+    """Whether a name is that of the model in the package; a directory of that name comes first."""
+    return str(name) == SHIPPED.name and not Path(name).is_dir()
+
+
 def model_directory(name: PathLike) -> Path:
     """The directory meant by `name`: a model's, a run's latest checkpoint, or "shipped"; UsageError for anything else."""
-    path = SHIPPED if str(name) == SHIPPED.name and not Path(name).is_dir() else Path(name)
+    path = SHIPPED if _means_shipped(name) else Path(name)
     if not path.is_dir():
         raise UsageError(f'no model {str(name)!r}: it is neither a directory nor "shipped"')
     return resolve(path)

@@ -25,7 +25,9 @@ def spikify(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="2e-3; 4e-3 by block")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.", show_default="16; 8 by block")] = None,
-    distill: Annotated[float, typer.Option(help="Weight of the teacher's predictions, in [0, 1].")] = 0.9,
+    distill: Annotated[
+        float | None, typer.Option(help="Weight of the teacher's predictions, in [0, 1].", show_default="0.9")
+    ] = None,
     match: Annotated[
         float | None, typer.Option(help="Weight of the distance from the teacher's residuals.", show_default="2")
     ] = None,
