@@ -5,10 +5,11 @@ python experiments/frontier.py --speed --text FOLDER                     time th
 python experiments/frontier.py --table                                   the log as Markdown
 python experiments/frontier.py --plot docs/images/frontier.png           bits per byte over bytes read
 
-RUN is KIND-WIDTH[-PERCENT]-BUDGET: `dense` (continuous) and `alone` (event-driven) learn from the text, `taught` and
-`event` from the same teacher beside it: dense-128-small, alone-128-10-small, taught-64-large. FOLDER holds train.txt.xz
-and valid.txt. All runs of a budget read the very same batches; a run on other tokens than the log's is refused. Each
-line of experiments/frontier.jsonl is one finished run.
+RUN is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET]: `dense` (continuous) and `alone` (event-driven) learn from the text,
+`taught` and `event` from the same teacher beside it, the widest continuous model of their own budget or of the one
+named: dense-128-small, alone-128-10-small, taught-64-large, taught-64-large-by-small. FOLDER holds train.txt.xz and
+valid.txt. All runs of a budget read the very same batches; a run on other tokens than the log's is refused. Each line
+of experiments/frontier.jsonl is one finished run.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ BUDGETS = {"small": 2310, "large": 9240}
 TRUNK = 1617
 WIDTHS = (32, 48, 64, 96, 128, 192, 256)
 """Of the continuous models whose engine is timed."""
-TEACHER = "dense-256-small"
+TEACHER = 256
+"""Width of the continuous model that teaches all others of a budget."""
 DEPTH, VOCABULARY, CONTEXT = 6, 4096, 256
 TRAIN: dict[str, Any] = {
     "batch_size": 8, "lr": 2e-3, "warmup": 100, "schedule": "wsd", "decay": 0.3, "precision": "bf16",
     "eval_every": 0, "log_every": 21, "save_every": 231, "keep": 40,
 }  # fmt: skip
 EVENT: dict[str, Any] = {"start_activity": 0.5, "ramp": 0.25, "smallest": 2, "jump_from": 0.3}
-_NAME = re.compile(r"(dense|taught|alone|event)-(\d+)(?:-(\d+))?-(\w+)")
+_NAME = re.compile(r"(dense|taught|alone|event)-(\d+)(?:-(\d+))?-([a-z]+)(?:-by-([a-z]+))?")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Run:
     activity: float | None
     """Share of the weights to be read per token; None: a continuous model."""
     budget: str
+    teacher: str | None
+    """The run that it learns from beside the text."""
 
     @staticmethod
     def named(name: str) -> Run:
@@ -58,16 +62,17 @@ class Run:
         from spikegpt.errors import UsageError
 
         match = _NAME.fullmatch(name)
-        if match is None or match[4] not in BUDGETS or (match[3] is not None) != (match[1] in ("alone", "event")):
-            raise UsageError(
-                f"no run {name!r}: a run is KIND-WIDTH[-PERCENT]-BUDGET, as dense-128-small or event-256-10-large"
-            )
-        return Run(name, match[1], int(match[2]), None if match[3] is None else int(match[3]) / 100, match[4])
-
-    @property
-    def taught(self) -> bool:
-        """Whether it learns from the teacher too."""
-        return self.kind in ("taught", "event")
+        if match is not None:
+            kind, width, percent, budget, by = match.groups()
+            taught = kind in ("taught", "event")
+            teacher = f"dense-{TEACHER}-{by or budget}" if taught else None
+            fits = (percent is not None) == (kind in ("alone", "event")) and (by is None or (taught and by in BUDGETS))
+            if fits and budget in BUDGETS:
+                return Run(name, kind, int(width), None if percent is None else int(percent) / 100, budget, teacher)
+        raise UsageError(
+            f"no run {name!r}: a run is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET], as dense-128-small, event-256-10-large "
+            f"or taught-64-large-by-small; budgets: {', '.join(BUDGETS)}"
+        )
 
     @property
     def tokens(self) -> int:
@@ -90,7 +95,7 @@ def train(run: Run, seed: int, text: Path, runs: Path) -> Path:
         return out
     if run.kind == "dense" and run.budget == "large" and latest_checkpoint(out) is None:
         _share_trunk(run, seed, text, runs)
-    teacher = train(Run.named(TEACHER), 0, text, runs) if run.taught else None
+    teacher = train(Run.named(run.teacher), 0, text, runs) if run.teacher else None
     shape: dict[str, Any] = {
         "n_layer": DEPTH,
         "n_embd": run.width,
@@ -182,8 +187,8 @@ def train_and_measure(run: Run, seed: int, text: Path, runs: Path) -> dict[str, 
                 f"compared; give the same text and tokenizer, or begin another log than {RESULTS}"
             )
     return {
-        "run": run.name, "seed": seed, "width": run.width, "taught": run.taught, "tokens": run.tokens, "data": data,
-        **measure(out, text), "operations": operations(run), "seconds": round(time.time() - started),
+        "run": run.name, "seed": seed, "width": run.width, "teacher": run.teacher, "tokens": run.tokens,
+        "data": data, **measure(out, text), "operations": operations(run), "seconds": round(time.time() - started),
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
@@ -194,7 +199,7 @@ def operations(run: Run) -> float:
     def matrices(width: int) -> int:
         return DEPTH * 13 * width**2 + VOCABULARY * width
 
-    teacher = 2 * matrices(Run.named(TEACHER).width) if run.taught else 0
+    teacher = 2 * matrices(Run.named(run.teacher).width) if run.teacher else 0
     return float(run.tokens * (6 * matrices(run.width) + teacher))
 
 

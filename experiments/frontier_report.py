@@ -15,19 +15,17 @@ Row = dict[str, Any]
 
 def dense_like(row: Row, rows: Sequence[Row]) -> list[Row]:
     """The continuous models that read as many tokens, with the same teacher or none, smallest first."""
-    same = (row["tokens"], row["taught"], row["seed"])
-    found = [r for r in rows if r["activity"] == 1 and (r["tokens"], r["taught"], r["seed"]) == same]
+    same = (row["tokens"], row["teacher"], row["seed"])
+    found = [r for r in rows if r["activity"] == 1 and (r["tokens"], r["teacher"], r["seed"]) == same]
     return sorted(found, key=lambda r: r["bytes_read"])
 
 
-def equal_bits(row: Row, rows: Sequence[Row], *, taught: bool | None = None) -> float | None:
-    """Bytes that a continuous model would read for the bits of `row`, over those of `row`.
+def equal_bits(row: Row, rows: Sequence[Row]) -> float | None:
+    """Bytes that a continuous model of the same teacher (or none) would read for the bits of `row`, over those of `row`.
 
-    taught: beside continuous models with a teacher, or without; None: as `row` has one or not.
     Between two measured models bits are a straight line over the logarithm of bytes. None: outside what was measured.
     """
-    dense = dense_like(row if taught is None else {**row, "taught": taught}, rows)
-    for less, more in itertools.pairwise(dense):
+    for less, more in itertools.pairwise(dense_like(row, rows)):
         if more["bits_per_byte"] <= row["bits_per_byte"] <= less["bits_per_byte"]:
             part = (less["bits_per_byte"] - row["bits_per_byte"]) / (less["bits_per_byte"] - more["bits_per_byte"])
             log = math.log(less["bytes_read"]) * (1 - part) + math.log(more["bytes_read"]) * part
@@ -74,7 +72,7 @@ def table(rows: Sequence[Row], speeds: dict[str, float]) -> str:
         "training, 10^15 operations | tokens/s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in sorted(rows, key=lambda r: (r["tokens"], r["taught"], -r["bits_per_byte"])):
+    for row in sorted(rows, key=lambda r: (r["tokens"], r["teacher"] or "", -r["bits_per_byte"])):
         event = row["activity"] < 1
         twin, more = (of_twin(row, rows), equal_bits(row, rows)) if event else (None, None)
         cells = [
@@ -92,38 +90,42 @@ def conclusions(rows: Sequence[Row]) -> str:
     lines = []
     events = sorted((row for row in rows if row["activity"] < 1), key=lambda row: (row["tokens"], row["width"]))
     for row in events:
-        if (more := equal_bits(row, rows, taught=False)) is not None:
+        if (more := equal_bits({**row, "teacher": None}, rows)) is not None:
             lines.append(f"{row['run']}: {more:.2f}x beside continuous models without a teacher")
-    for (tokens, asked), found in _by_activity(events).items():
+    for (tokens, asked, teacher), found in _alike(events).items():
         gaps = [(row["width"], gap - 1) for row in found if (gap := of_twin(row, rows)) is not None]
         if len(gaps) >= 3:
             solution, covariance = fit(*zip(*gaps, strict=True))
             expected = (f"{width}: {part[0]:.1%} ({part[1]:.1%} to {part[2]:.1%})"
                         for width in (512, 768) for part in [predict(width, solution, covariance)])  # fmt: skip
             lines.append(
-                f"{asked}% of the weights, {tokens / 1e6:.2f}M tokens: the bits lost to the twin go as "
-                f"width^{solution[1]:.2f} +- {covariance[1, 1] ** 0.5:.2f}; expected at {', '.join(expected)}"
+                f"{asked}% of the weights, {tokens / 1e6:.2f}M tokens, {teacher or 'no teacher'}: the bits lost to the twin go "
+                f"as width^{solution[1]:.2f} +- {covariance[1, 1] ** 0.5:.2f}; expected at {', '.join(expected)}"
             )
     return "\n".join(lines)
 
 
-def _by_activity(events: Sequence[Row]) -> dict[tuple[int, int], list[Row]]:
-    """Event-driven runs by tokens and percent of the weights asked for."""
-    groups: dict[tuple[int, int], list[Row]] = {}
+def _alike(events: Sequence[Row]) -> dict[tuple[int, int, str | None], list[Row]]:
+    """Event-driven runs by tokens, percent of the weights asked for, and teacher."""
+    groups: dict[tuple[int, int, str | None], list[Row]] = {}
     for row in events:
-        groups.setdefault((row["tokens"], int(row["run"].split("-")[2])), []).append(row)
+        groups.setdefault((row["tokens"], int(row["run"].split("-")[2]), row["teacher"]), []).append(row)
     return groups
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bits per byte over bytes read a token: a line for each budget, teacher and activity, its points named by width."""
+    """Bits per byte over bytes read a token: a line for each budget, teacher and activity, its points named by width.
+
+    Runs with a teacher of another budget than their own are left out: they are a control, and in the table.
+    """
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(7.5, 5), layout="constrained")).subplots()
     lines: dict[tuple[float, bool, int], list[Row]] = {}
     for row in rows:
-        asked = 1.0 if row["activity"] == 1 else int(row["run"].split("-")[2]) / 100
-        lines.setdefault((-asked, row["taught"], row["tokens"]), []).append(row)
+        if "-by-" not in row["run"]:
+            asked = 1.0 if row["activity"] == 1 else int(row["run"].split("-")[2]) / 100
+            lines.setdefault((-asked, row["teacher"] is not None, row["tokens"]), []).append(row)
     colours = dict(
         zip(sorted({-key[0] for key in lines}, reverse=True), ("black", "C0", "C1", "C2", "C3"), strict=False)
     )

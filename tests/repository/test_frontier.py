@@ -30,7 +30,7 @@ def frontier(monkeypatch, tmp_path):
         "VOCABULARY": 270,
         "CONTEXT": 16,
     }
-    for name, value in {**small, "TEACHER": "dense-16-small"}.items():
+    for name, value in {**small, "TEACHER": 16}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "frontier.jsonl")
     monkeypatch.setattr(module, "SPEEDS", tmp_path / "speed.json")
@@ -137,21 +137,47 @@ def test_a_teacher_of_another_tokenizer_is_refused(frontier, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["dense-16", "dense-16-10-small", "event-16-small", "dense-16-huge", "sparse-16-small"]
+    "name",
+    [
+        "dense-16",
+        "dense-16-10-small",
+        "event-16-small",
+        "dense-16-huge",
+        "sparse-16-small",
+        "dense-16-large-by-small",
+        "taught-16-large-by-huge",
+    ],
 )
 def test_names_that_are_no_runs(frontier, name):
     with pytest.raises(UsageError, match="a run is KIND-WIDTH"):
         frontier.Run.named(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [
+        ("dense-8-large", None),
+        ("alone-8-30-small", None),
+        ("taught-8-large", "dense-16-large"),
+        ("event-8-30-large-by-small", "dense-16-small"),
+    ],
+)
+def test_the_teacher_is_of_the_same_budget_unless_another_is_named(frontier, name, teacher):
+    assert frontier.Run.named(name).teacher == teacher
+
+
 def row(bits: float, bytes_read: float, *, width: int = 1, activity: float = 1.0, **other) -> dict:
     return {"bits_per_byte": bits, "bytes_read": bytes_read, "width": width, "activity": activity, "tokens": 5,
-            "taught": False, "seed": 0} | other  # fmt: skip
+            "teacher": None, "seed": 0} | other  # fmt: skip
 
 
 def test_equal_bits_by_hand(report):
     dense = [row(2.0, 100), row(1.5, 400, width=2), row(1.4, 1600, width=4)]
-    others = [row(1.9, 1000, taught=True), row(1.6, 1000, tokens=6), row(1.7, 1000, seed=1)]  # are not compared with
+    others = [
+        row(1.9, 1000, teacher="dense-256-small"),
+        row(1.6, 1000, tokens=6),
+        row(1.7, 1000, seed=1),
+    ]  # are not compared with
     event = row(1.75, 50, width=2, activity=0.1)
     assert report.equal_bits(event, [*dense, *others, event]) == pytest.approx(200 / 50)
     assert report.equal_bits({**event, "bits_per_byte": 1.45}, dense) == pytest.approx(800 / 50)
@@ -161,20 +187,20 @@ def test_equal_bits_by_hand(report):
 
 
 def test_conclusions_name_width_teacher_and_what_is_expected(report):
-    def row(kind, width, activity, bits, taught):
+    def row(kind, width, activity, bits, teacher):
         return {"run": f"{kind}-{width}-10-small", "width": width, "activity": activity, "bits_per_byte": bits,
-                "bytes_read": width * activity, "tokens": 10**6, "taught": taught, "seed": 0}  # fmt: skip
+                "bytes_read": width * activity, "tokens": 10**6, "teacher": teacher, "seed": 0}  # fmt: skip
 
     dense = [
-        row(kind, width, 1, 2 - width / 1000, kind == "taught")
+        row(kind, width, 1, 2 - width / 1000, "good" if kind == "taught" else None)
         for kind in ("taught", "dense")
         for width in (100, 200, 400)
     ]
-    events = [row("event", width, 0.1, (2 - width / 1000) * (1 + 10 / width), True) for width in (100, 200, 400)]
+    events = [row("event", width, 0.1, (2 - width / 1000) * (1 + 10 / width), "good") for width in (100, 200, 400)]
     first, *_, last = report.conclusions([*dense, *events]).splitlines()
     assert first == "event-200-10-small: 5.36x beside continuous models without a teacher"
     assert last.startswith(
-        "10% of the weights, 1.00M tokens: the bits lost to the twin go as width^-1.00 +- 0.00; expected at 512: 2.0%"
+        "10% of the weights, 1.00M tokens, good: the bits lost to the twin go as width^-1.00 +- 0.00; expected at 512: 2.0%"
     )
     assert report.conclusions(dense) == ""
 
