@@ -17,7 +17,7 @@ from op_checks import (
 )
 
 from spikegpt import ops
-from spikegpt.ops.native.event import _event_op
+from spikegpt.ops.native.event import _event_op, _point_op
 
 BACKENDS = ["reference", pytest.param("native", marks=needs_native)]
 SETTINGS = [
@@ -278,8 +278,40 @@ def test_compiles_without_a_graph_break():
 def test_custom_operators_keep_torch_rules():
     (x, leak, membrane), threshold, unit = event_inputs(40, 3)
     x, leak, membrane = (i.requires_grad_() for i in (x, leak, membrane))
-    torch.library.opcheck(_event_op, (x, threshold, unit, leak, membrane, 15, 2, True, True, 0.0))
-    torch.library.opcheck(_event_op, (x, threshold, unit, None, None, 15, 2, True, True, 0.0))
+    torch.library.opcheck(_event_op, (x, threshold, unit, leak, membrane, 15, 2, True, True, 0.0, False))
+    torch.library.opcheck(_point_op, (x, threshold, unit, 15, 2, True, 0.0, False))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_the_product_of_events_against_double(rows):
+    g = generator()
+    events, weight = torch.randint(-15, 16, (2, rows, 24), generator=g), torch.randn(7, 24, generator=g)
+    cotangents = [torch.randn(2, rows, 7, generator=g)]
+
+    def product(backend):
+        return lambda x, w: (ops.linear(x, w, one(0.3).to(w.dtype), backend=backend),)
+
+    expected = run(product("reference"), [events.double(), weight], cotangents, torch.float64)
+    for backend in ("reference", "auto"):
+        actual = run(product(backend), [events.float(), weight], cotangents, torch.float32)
+        for a, e in zip(actual[0] + actual[1], expected[0] + expected[1], strict=True):
+            assert_close(a, e, 1e-6)
+        with torch.no_grad():
+            assert_close(product(backend)(events.float(), weight)[0], expected[0][0], 1e-6)
+    half = ops.linear(events.bfloat16(), weight.bfloat16(), one(0.3))
+    assert_close(half.float(), expected[0][0], 0.02)
+
+
+@needs_native
+def test_training_keeps_two_bytes_of_an_event_and_none_of_the_weights():
+    x, threshold, unit = torch.randn(2, 50, 64, requires_grad=True), torch.ones(64), torch.full((64,), 0.25)
+    weight = torch.randn(32, 64, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        events, _ = ops.event(x, threshold, unit)
+        ops.linear(events, weight, one(0.25))
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept if t is not weight}
+    assert sum(sizes.values()) <= 2 * x.numel() + 4 * (64 + 1)
 
 
 def test_bad_settings_are_named():

@@ -147,14 +147,13 @@ void test_event(const Case &given) {
 
 void test_point_event(const Case &given) {
   const auto [batch, time, channels] = shape_of(given);
-  PointEvent op{channels, event_settings(given), in(given, "x"), {}, {}};
   Room events(given, "events"), grad_x(given, "grad_x");
-  op.out = events.results();
+  std::vector<uint8_t> passes(static_cast<std::size_t>(batch * time * channels), 2);
+  const PointEvent op{channels, event_settings(given), in(given, "x"), events.results(), passes.data()};
   run(kernels.point_event_forward, op, batch * time);
   events.compare(given, "events", kExact);
-  op.grad_events = in(given, "grad_events");
-  op.out = grad_x.results();
-  run(kernels.point_event_backward, op, batch * time);
+  run(kernels.point_event_backward,
+      PointEventBackward{channels, op.set.unit, passes.data(), in(given, "grad_events"), grad_x.results()}, batch * time);
   grad_x.compare(given, "grad_x", kClose);
   std::vector<int32_t> counts(static_cast<std::size_t>(2 * batch * time), -1);
   run(kernels.tally, Tally{channels, channels, op.set.levels, in(given, "events"), counts.data()}, batch * time);

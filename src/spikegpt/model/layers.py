@@ -26,11 +26,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
         """The product, times `scale` [1] if there is one."""
-        if scale is None:
-            return ops.linear(input, self.weight, backend=self.backend)
-        if torch.is_grad_enabled() and input.numel() > self.in_features**2:  # the weights are fewer than the outputs
-            return ops.linear(input, self.weight * scale, backend=self.backend)
-        return ops.linear(input, self.weight, backend=self.backend) * scale
+        return ops.linear(input, self.weight, scale, backend=self.backend)
 
     def reset_parameters(self) -> None:
         """Nothing: the model fills every parameter once."""

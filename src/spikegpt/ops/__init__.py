@@ -48,8 +48,11 @@ START_EXPONENT = -1e38
 """Max exponent of a WKV state that has seen nothing."""
 
 
-def linear(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     """x [..., N] times weight [M, N] transposed.
+
+    scale: [1], what an event of 1 stands for: the product of events x, integers of at most 127 either way, is multiplied by
+    it. No gradient flows to it.
 
     Decoding is bound by the reading of the weights: up to `FEW_ROWS` vectors without gradients have a native kernel, which
     reads them about twice as fast as a general matrix product. Everything else is PyTorch's product, on every backend.
@@ -59,10 +62,13 @@ def linear(x: Tensor, weight: Tensor, *, backend: str = "auto") -> Tensor:
         raise ValueError(
             f"x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit; expected [..., N] and [M, N]"
         )
+    if scale is not None:
+        expect("scale", scale, (1,))
     kernels = choose(backend, x, weight)
     if kernels is native and x.numel() <= FEW_ROWS * inputs and native.takes_product(x, weight):
-        return native.linear(x, weight)
-    return torch.nn.functional.linear(x, weight)
+        product = native.linear(x, weight)
+        return product if scale is None else product * scale
+    return torch.nn.functional.linear(x, weight) if scale is None else reference.event_linear(x, weight, scale)
 
 
 def wkv(

@@ -65,6 +65,33 @@ class _Event(torch.autograd.Function):
         return torch.where(passes, grads[0] / unit, 0), None, None, None, None, None, None
 
 
+class _EventLinear(torch.autograd.Function):
+    """Differentiated by hand to save memory: a byte of each event is kept, and no scaled copy of the weights."""
+
+    @staticmethod
+    def forward(events: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        product = _scaled(events.reshape(-1, events.shape[-1]), weight.t(), scale)
+        return product.view(*events.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        events, weight, scale = inputs
+        ctx.save_for_backward(events.to(torch.int8), weight, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        events, weight, scale = ctx.saved_tensors
+        grad = grads[0].reshape(-1, weight.shape[0])
+        rows = events.view(-1, weight.shape[1]).to(grad.dtype)
+        return _scaled(grad, weight, scale).view(events.shape), _scaled(grad.t(), rows, scale), None
+
+
+def _scaled(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """a [n, m] times b [m, k] times scale [1]."""
+    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scale.item())
+
+
 class _Divergence(torch.autograd.Function):
     """Computed a few rows at a time to save memory: only the gradient, as large as the logits, is kept."""
 
@@ -111,6 +138,16 @@ class _CrossEntropy(torch.autograd.Function):
         grad.scatter_add_(-1, classes, -scale.expand(classes.shape))
         grad.scatter_add_(-1, where.unsqueeze(-1), (largest * ctx.penalty * scale).unsqueeze(-1))
         return grad.masked_fill_(ignored.unsqueeze(-1), 0), None, None
+
+
+def event_linear(events: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """See `ops.linear`."""
+    # Elsewhere reading the scale would wait for a GPU, and half types keep half as much as it is.
+    if events.is_cpu and events.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling():
+        return _EventLinear.apply(events, weight, scale)
+    if events.numel() > weight.shape[1] ** 2:  # the weights are fewer than the outputs
+        return F.linear(events, (weight * scale).to(weight.dtype))
+    return F.linear(events, weight) * scale
 
 
 def spike(z: Tensor, alpha: float) -> Tensor:

@@ -24,12 +24,15 @@ inline float count(float h, float threshold, float unit, float levels, float sma
 // What |h| must pass for an event to be sent.
 inline float onset(float threshold, float unit, float smallest) { return threshold + (smallest - 1.0f) * unit; }
 
+// Whether dn/dh is 1/unit; else it is 0.
+inline bool passes_gradient(float h, float threshold, float unit, const EventSettings &set) {
+  const float size = size_of(h, set.is_signed), margin = threshold * set.window;
+  return (size > onset(threshold, unit, set.smallest) - margin) & (size <= threshold + unit * set.levels + margin);
+}
+
 // dn/dh
 inline float slope(float h, float threshold, float unit, const EventSettings &set) {
-  const float size = size_of(h, set.is_signed), margin = threshold * set.window;
-  const bool passes =
-      (size > onset(threshold, unit, set.smallest) - margin) & (size <= threshold + unit * set.levels + margin);
-  return passes ? 1.0f / unit : 0.0f;
+  return passes_gradient(h, threshold, unit, set) ? 1.0f / unit : 0.0f;
 }
 
 inline float reset(float h, float n, float unit, bool hard) { return hard ? (n == 0.0f ? h : 0.0f) : h - n * unit; }
@@ -140,18 +143,24 @@ void backward_tile(const EventBackward &op, const Tile &tile) {
   copy(op.grad_membrane_in + membrane_at, grad, width);
 }
 
-void point_forward(const EventSettings &set, int64_t channel, int width, const float *__restrict x,
-                   float *__restrict events) {
-  const auto [levels, smallest, window, is_signed, hard, thresholds, units] = set;
-  const float *__restrict threshold = thresholds + channel, *__restrict unit = units + channel;
-  for (int c = 0; c < width; ++c) events[c] = count(x[c], threshold[c], unit[c], levels, smallest, is_signed);
-}
-
-void point_backward(const EventSettings &given, int64_t channel, int width, const float *__restrict x,
-                    const float *__restrict grad_events, float *__restrict grad_x) {
+// passes: null, or where to put 1 for every input through which the gradient flows, else 0.
+template <bool keep>
+void point_forward(const EventSettings &given, int64_t channel, int width, const float *__restrict x,
+                   float *__restrict events, uint8_t *__restrict passes) {
   const EventSettings set = given;
   const float *__restrict threshold = set.threshold + channel, *__restrict unit = set.unit + channel;
-  for (int c = 0; c < width; ++c) grad_x[c] = grad_events[c] * slope(x[c], threshold[c], unit[c], set);
+  for (int c = 0; c < width; ++c) {
+    events[c] = count(x[c], threshold[c], unit[c], set.levels, set.smallest, set.is_signed);
+    if (keep) passes[c] = passes_gradient(x[c], threshold[c], unit[c], set);
+  }
+}
+
+void point_backward(const float *__restrict unit, int width, const uint8_t *__restrict passes,
+                    const float *__restrict grad_events, float *__restrict grad_x) {
+  for (int c = 0; c < width; ++c) {
+    const float slope = 1.0f / unit[c];
+    grad_x[c] = grad_events[c] * (passes[c] != 0 ? slope : 0.0f);
+  }
 }
 
 }  // namespace
@@ -169,25 +178,26 @@ void event_backward(const EventBackward &op, int64_t begin, int64_t end) {
 
 void point_event_forward(const PointEvent &op, int64_t begin, int64_t end) {
   float x_row[kRow], event_row[kRow];
+  const auto forward = op.passes ? point_forward<true> : point_forward<false>;
   for (int64_t row = begin; row < end; ++row)
     for (int64_t c = 0; c < op.channels; c += kRow) {
       const int width = static_cast<int>(op.channels - c < kRow ? op.channels - c : kRow);
       const int64_t at = row * op.channels + c;
-      float *events = place(op.out, at, event_row);
-      point_forward(op.set, c, width, read(op.x, at, width, x_row), events);
-      finish(op.out, at, width, events);
+      float *events = place(op.events, at, event_row);
+      forward(op.set, c, width, read(op.x, at, width, x_row), events, op.passes ? op.passes + at : nullptr);
+      finish(op.events, at, width, events);
     }
 }
 
-void point_event_backward(const PointEvent &op, int64_t begin, int64_t end) {
-  float x_row[kRow], grad_row[kRow], out_row[kRow];
+void point_event_backward(const PointEventBackward &op, int64_t begin, int64_t end) {
+  float grad_row[kRow], out_row[kRow];
   for (int64_t row = begin; row < end; ++row)
     for (int64_t c = 0; c < op.channels; c += kRow) {
       const int width = static_cast<int>(op.channels - c < kRow ? op.channels - c : kRow);
       const int64_t at = row * op.channels + c;
-      float *grad_x = place(op.out, at, out_row);
-      point_backward(op.set, c, width, read(op.x, at, width, x_row), read(op.grad_events, at, width, grad_row), grad_x);
-      finish(op.out, at, width, grad_x);
+      float *grad_x = place(op.grad_x, at, out_row);
+      point_backward(op.unit + c, width, op.passes + at, read(op.grad_events, at, width, grad_row), grad_x);
+      finish(op.grad_x, at, width, grad_x);
     }
 }
 

@@ -113,8 +113,18 @@ struct EventBackward {
 struct PointEvent {
   int64_t channels;
   EventSettings set;
-  Values x, grad_events;  // [rows, C]; grad_events only backward
-  Results out;            // events or grad_x
+  Values x;         // [rows, C]
+  Results events;   // [rows, C]
+  uint8_t *passes;  // [rows, C], 1 where the gradient passes; null: nobody asks
+};
+
+// All that the gradient needs of the input is kept in a byte.
+struct PointEventBackward {
+  int64_t channels;
+  const float *unit;      // [C]
+  const uint8_t *passes;  // [rows, C]
+  Values grad_events;     // [rows, C]
+  Results grad_x;         // [rows, C]
 };
 
 // How many events of every row are not 0, and how many are the largest.
@@ -218,7 +228,7 @@ struct Matvec {
 };
 
 // Each function does the items begin..end: (batch, block of channels) pairs; (batch, chunk of tokens) pairs for
-// ShiftMixBackward; rows for PointEvent, Tally, ShiftMixForward, CrossEntropy and Divergence; kFlat elements for
+// ShiftMixBackward; rows for PointEvent, PointEventBackward, Tally, ShiftMixForward, CrossEntropy and Divergence; kFlat elements for
 // ReluSquared, Gate and Dropout; outputs for Matvec.
 struct Kernels {
   const char *name;
@@ -229,7 +239,7 @@ struct Kernels {
   void (*event_forward)(const EventForward &, int64_t begin, int64_t end);
   void (*event_backward)(const EventBackward &, int64_t begin, int64_t end);
   void (*point_event_forward)(const PointEvent &, int64_t begin, int64_t end);
-  void (*point_event_backward)(const PointEvent &, int64_t begin, int64_t end);
+  void (*point_event_backward)(const PointEventBackward &, int64_t begin, int64_t end);
   void (*tally)(const Tally &, int64_t begin, int64_t end);
   void (*shift_mix_forward)(const ShiftMixForward &, int64_t begin, int64_t end);
   void (*shift_mix_backward)(const ShiftMixBackward &, int64_t begin, int64_t end);

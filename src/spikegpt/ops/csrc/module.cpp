@@ -182,18 +182,17 @@ void event_backward(int threads, Dims batch, Dims time, Dims channels, float lev
 }
 
 void point_event_forward(int threads, Dims rows, Dims channels, float levels, float smallest, float window,
-                         bool is_signed, Address threshold, Address unit, Typed x, Typed events) {
+                         bool is_signed, Address threshold, Address unit, Typed x, Typed events, Address passes) {
   run(active.load()->point_event_forward,
-      PointEvent{
-          channels, settings(levels, smallest, window, is_signed, true, threshold, unit), in(x), {}, out(events)},
+      PointEvent{channels, settings(levels, smallest, window, is_signed, true, threshold, unit), in(x), out(events),
+                 reinterpret_cast<uint8_t *>(passes)},
       threads, rows, rows * channels);
 }
 
-void point_event_backward(int threads, Dims rows, Dims channels, float levels, float smallest, float window,
-                          bool is_signed, Address threshold, Address unit, Typed x, Typed grad_events, Typed grad_x) {
+void point_event_backward(int threads, Dims rows, Dims channels, Address unit, Address passes, Typed grad_events,
+                          Typed grad_x) {
   run(active.load()->point_event_backward,
-      PointEvent{channels, settings(levels, smallest, window, is_signed, true, threshold, unit), in(x), in(grad_events),
-                 out(grad_x)},
+      PointEventBackward{channels, in(unit), reinterpret_cast<const uint8_t *>(passes), in(grad_events), out(grad_x)},
       threads, rows, rows * channels);
 }
 

@@ -10,7 +10,7 @@ void lif_backward(const LifBackward &, int64_t, int64_t);
 void event_forward(const EventForward &, int64_t, int64_t);
 void event_backward(const EventBackward &, int64_t, int64_t);
 void point_event_forward(const PointEvent &, int64_t, int64_t);
-void point_event_backward(const PointEvent &, int64_t, int64_t);
+void point_event_backward(const PointEventBackward &, int64_t, int64_t);
 void tally(const Tally &, int64_t, int64_t);
 void shift_mix_forward(const ShiftMixForward &, int64_t, int64_t);
 void shift_mix_backward(const ShiftMixBackward &, int64_t, int64_t);

@@ -38,16 +38,16 @@ def event(
 ) -> Pair:
     """See `ops.event`; `membrane` is given."""
     x, threshold, unit, half = readable(x), threshold.float(), unit.float(), dtype == torch.bfloat16
-    settings = levels, smallest, signed, hard, window, half
     if leak is None:
+        settings = levels, smallest, signed, window, half
         if is_direct(x, threshold, unit):
-            events = _at_once(x, threshold, unit, levels, smallest, signed, window, half)
+            events, _ = _point(x, threshold, unit, *settings, keep=False)
         else:
-            events, _, _ = _event_op(x, threshold, unit, None, None, *settings)
+            events, _ = _point_op(x, threshold, unit, *settings)
         return events.to(dtype), membrane
     leak, membrane = leak.float(), membrane.float()
     run = _event if is_direct(x, threshold, unit, leak, membrane) else _event_op
-    events, membrane, _ = run(x, threshold, unit, leak, membrane, *settings)
+    events, membrane, _ = run(x, threshold, unit, leak, membrane, levels, smallest, signed, hard, window, half)
     return events.to(dtype), membrane
 
 
@@ -63,41 +63,17 @@ def tally(events: Tensor, levels: int) -> Tensor:
     return counts.sum(0)
 
 
-# One operator: without `leak` there is no membrane either, and what would be of it is empty.
-
-
 def _event_empty(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    leak: Tensor | None,
-    membrane: Tensor | None,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    hard: bool,
-    window: float,
-    half: bool = False,
-) -> Triple:
-    return scan_outputs(x, half=half) if leak is not None else (empty(x, half), x.new_empty(0), x.new_empty(0))
+    x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, membrane: Tensor, levels: int, smallest: int, signed: bool,
+    hard: bool, window: float, half: bool,
+) -> Triple:  # fmt: skip
+    return scan_outputs(x, half=half)
 
 
 def _event(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    leak: Tensor | None,
-    membrane: Tensor | None,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    hard: bool,
-    window: float,
-    half: bool = False,
-) -> Triple:
-    if leak is None or membrane is None:
-        events = _at_once(x, threshold, unit, levels, smallest, signed, window, half)
-        return events, x.new_empty(0), x.new_empty(0)
+    x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, membrane: Tensor, levels: int, smallest: int, signed: bool,
+    hard: bool, window: float, half: bool,
+) -> Triple:  # fmt: skip
     threshold, unit, x, leak, membrane = packed(threshold, unit, x, leak, membrane)
     events, after, checkpoints = scan_outputs(x, half=half)
     _native.event_forward(
@@ -107,63 +83,20 @@ def _event(
     return events, after, checkpoints
 
 
-def _at_once(
-    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, smallest: int, signed: bool, window: float, half: bool
-) -> Tensor:
-    """The events of neurons that remember nothing."""
-    threshold, unit, x = packed(threshold, unit, x)
-    events = empty(x, half)
-    threads, batch, time, channels = threads_and_shape(x)
-    settings = levels, smallest, window, signed
-    _native.point_event_forward(threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, events))
-    return events
-
-
 def _event_backward_empty(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    leak: Tensor | None,
-    membrane: Tensor | None,
-    checkpoints: Tensor,
-    grad_events: Tensor,
-    grad_out: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    hard: bool,
-    window: float,
-) -> Triple:
-    of_leak = x.new_empty(0) if leak is None else torch.empty_like(leak)
-    return torch.empty_like(x), of_leak, x.new_empty(0) if membrane is None else torch.empty_like(membrane)
+    x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, membrane: Tensor, checkpoints: Tensor, grad_events: Tensor,
+    grad_out: Tensor, levels: int, smallest: int, signed: bool, hard: bool, window: float,
+) -> Triple:  # fmt: skip
+    return torch.empty_like(x), torch.empty_like(leak), torch.empty_like(membrane)
 
 
 def _event_backward(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    leak: Tensor | None,
-    membrane: Tensor | None,
-    checkpoints: Tensor,
-    grad_events: Tensor,
-    grad_out: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    hard: bool,
-    window: float,
-) -> Triple:
+    x: Tensor, threshold: Tensor, unit: Tensor, leak: Tensor, membrane: Tensor, checkpoints: Tensor, grad_events: Tensor,
+    grad_out: Tensor, levels: int, smallest: int, signed: bool, hard: bool, window: float,
+) -> Triple:  # fmt: skip
     threshold, unit, x, grad_events = packed(threshold, unit, x, grad_events)
-    grad_x = torch.empty_like(x)
-    if leak is None or membrane is None:
-        threads, batch, time, channels = threads_and_shape(x)
-        settings = levels, smallest, window, signed
-        _native.point_event_backward(
-            threads, batch * time, channels, *settings, *at(threshold, unit), *typed(x, grad_events, grad_x)
-        )
-        return grad_x, x.new_empty(0), x.new_empty(0)
     leak, membrane, checkpoints, grad_out = packed(leak, membrane, checkpoints, grad_out)
-    grad_leak, grad_in = torch.empty_like(membrane), torch.empty_like(membrane)
+    grad_x, grad_leak, grad_in = torch.empty_like(x), torch.empty_like(membrane), torch.empty_like(membrane)
     _native.event_backward(
         *threads_and_shape(x), levels, smallest, window, signed, hard, *at(threshold, unit), *typed(x),
         *at(leak, membrane, checkpoints), *typed(grad_events), *at(grad_out), *typed(grad_x), *at(grad_leak, grad_in),
@@ -179,11 +112,59 @@ def _save_event(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
 
 def _event_gradients(ctx: Any, grad_events: Tensor, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     grad_x, grad_leak, grad_in = _event_backward_op(*ctx.saved_tensors, grad_events, grad_out, *ctx.settings)
-    remembers = ctx.saved_tensors[3] is not None
-    of_memory = (grad_leak, grad_in) if remembers else (None, None)
-    return grad_x, None, None, *of_memory, None, None, None, None, None, None
+    return grad_x, None, None, grad_leak, grad_in, None, None, None, None, None, None
 
 
 _event_op = register("event", _event, _event_empty)
 _event_backward_op = register("event_backward", _event_backward, _event_backward_empty)
 _event_op.register_autograd(_event_gradients, setup_context=_save_event)
+
+
+# Without a membrane the gradient needs to know of the input only whether it passes: a byte is kept instead of the input.
+
+
+def _point_empty(
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, smallest: int, signed: bool, window: float, half: bool,
+    keep: bool = True,
+) -> Pair:  # fmt: skip
+    return empty(x, half), x.new_empty(x.shape if keep else 0, dtype=torch.uint8)
+
+
+def _point(
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, smallest: int, signed: bool, window: float, half: bool,
+    keep: bool = True,
+) -> Pair:  # fmt: skip
+    threshold, unit, x = packed(threshold, unit, x)
+    events, passes = empty(x, half), x.new_empty(x.shape if keep else 0, dtype=torch.uint8)
+    threads, batch, time, channels = threads_and_shape(x)
+    _native.point_event_forward(
+        threads, batch * time, channels, levels, smallest, window, signed, *at(threshold, unit), *typed(x, events),
+        passes.data_ptr(),
+    )  # fmt: skip
+    return events, passes
+
+
+def _point_backward_empty(unit: Tensor, passes: Tensor, grad_events: Tensor, half: bool) -> Tensor:
+    return empty(grad_events, half)
+
+
+def _point_backward(unit: Tensor, passes: Tensor, grad_events: Tensor, half: bool) -> Tensor:
+    unit, passes, grad_events = packed(unit, passes, grad_events)
+    grad_x = empty(grad_events, half)
+    threads, batch, time, channels = threads_and_shape(grad_events)
+    _native.point_event_backward(threads, batch * time, channels, *at(unit, passes), *typed(grad_events, grad_x))
+    return grad_x
+
+
+def _save_point(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
+    ctx.half = inputs[0].dtype == torch.bfloat16
+    ctx.save_for_backward(inputs[2], output[1])
+
+
+def _point_gradients(ctx: Any, grad_events: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _point_backward_op(*ctx.saved_tensors, grad_events, ctx.half), *(None,) * 8
+
+
+_point_op = register("point_event", _point, _point_empty)
+_point_backward_op = register("point_event_backward", _point_backward, _point_backward_empty)
+_point_op.register_autograd(_point_gradients, setup_context=_save_point)
