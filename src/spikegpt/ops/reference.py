@@ -66,7 +66,10 @@ class _Event(torch.autograd.Function):
 
 
 class _EventLinear(torch.autograd.Function):
-    """Differentiated by hand to save memory: a byte of each event is kept, and no scaled copy of the weights."""
+    """Differentiated by hand to save memory: a byte of each event is kept, and no scaled copy of the weights.
+
+    Half types keep half as much as it is, and are not worth the conversion.
+    """
 
     @staticmethod
     def forward(events: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -88,8 +91,10 @@ class _EventLinear(torch.autograd.Function):
 
 
 def _scaled(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """a [n, m] times b [m, k] times scale [1]."""
-    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scale.item())
+    """a [n, m] times b [m, k] times scale [1], which multiplies whatever is smaller, b or the product."""
+    if b.numel() < a.shape[0] * b.shape[1]:
+        return a @ (b * scale)
+    return (a @ b).mul_(scale)
 
 
 class _Divergence(torch.autograd.Function):
@@ -142,8 +147,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 def event_linear(events: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """See `ops.linear`."""
-    # Elsewhere reading the scale would wait for a GPU, and half types keep half as much as it is.
-    if events.is_cpu and events.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling():
+    if events.dtype == weight.dtype == torch.float32:
         return _EventLinear.apply(events, weight, scale)
     if events.numel() > weight.shape[1] ** 2:  # the weights are fewer than the outputs
         return F.linear(events, (weight * scale).to(weight.dtype))

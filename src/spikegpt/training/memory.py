@@ -54,14 +54,15 @@ def block_bytes(model: ModelConfig, width: int) -> float:
     """Bytes that a block keeps of one token; `width` bytes in a value that a matrix reads or writes.
 
     The norms keep their input and output in float32 (16 C); each matrix its input; the WKV k, v and the gate; the
-    channel mix both factors of its product and the hidden layer before relu^2; neurons their input, in float32 where it
-    is C wide and in front of a matrix (24 C); scans a state every 16 tokens.
+    channel mix both factors of its product and the hidden layer before relu^2; scans a state every 16 tokens. Neurons in
+    front of the matrices keep a byte of each input, and of events of 4 bytes one.
     """
     channels, hidden = model.n_embd, model.hidden
-    kept = 16 * channels + width * (6 * channels + hidden) + width * (5 * channels + hidden) + 2 * channels
+    read, written = 6 * channels + hidden, 5 * channels + hidden
+    kept = 18 * channels + width * written
     if model.spikes == "before":
-        return kept + 24 * channels + width * hidden
-    return kept + (2 * channels * width if model.spikes == "after" else 0)
+        return kept + read * (2 if width == 4 else width + 1)
+    return kept + width * read + (2 * channels * width if model.spikes == "after" else 0)
 
 
 @functools.cache

@@ -168,8 +168,8 @@ def _tile(rows, channels, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _point_forward_kernel(
-    x_p, threshold_p, unit_p, events_p, levels, smallest, rows, channels,
-    SIGNED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    x_p, threshold_p, unit_p, events_p, passes_p, levels, smallest, window, rows, channels,
+    SIGNED: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     at, mask, c = _tile(rows, channels, ROWS, WIDTH)
     threshold = tl.load(threshold_p + c, mask=c < channels, other=1.0)[None, :]
@@ -177,19 +177,20 @@ def _point_forward_kernel(
     x = tl.load(x_p + at, mask=mask, other=0.0).to(tl.float32)
     n = _count(x, threshold, unit + tl.zeros_like(x), levels, smallest, SIGNED)
     tl.store(events_p + at, n.to(events_p.dtype.element_ty), mask=mask)
+    if KEEP:
+        slope = _slope(x, threshold, unit, levels, smallest, window, SIGNED)
+        tl.store(passes_p + at, (slope != 0.0).to(tl.uint8), mask=mask)
 
 
 @triton.jit
 def _point_backward_kernel(
-    x_p, threshold_p, unit_p, grad_events_p, grad_x_p, levels, smallest, window, rows, channels,
-    SIGNED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    unit_p, passes_p, grad_events_p, grad_x_p, rows, channels, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     at, mask, c = _tile(rows, channels, ROWS, WIDTH)
-    threshold = tl.load(threshold_p + c, mask=c < channels, other=1.0)[None, :]
     unit = tl.load(unit_p + c, mask=c < channels, other=1.0)[None, :]
-    x = tl.load(x_p + at, mask=mask, other=0.0).to(tl.float32)
+    passes = tl.load(passes_p + at, mask=mask, other=0)
     grad = tl.load(grad_events_p + at, mask=mask, other=0.0).to(tl.float32)
-    grad_x = grad * _slope(x, threshold, unit, levels, smallest, window, SIGNED)
+    grad_x = grad * tl.where(passes != 0, 1.0 / unit, 0.0)
     tl.store(grad_x_p + at, grad_x.to(grad_x_p.dtype.element_ty), mask=mask)
 
 
@@ -262,79 +263,52 @@ def _point_grid(x: Tensor) -> tuple[int, int]:
     return triton.cdiv(rows, ROWS), triton.cdiv(channels, WIDTH)
 
 
+# Without a membrane the gradient needs to know of the input only whether it passes: a byte is kept instead of the input.
+
+
 def _point_empty(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    window: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype)
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, smallest: int, signed: bool, window: float,
+    dtype: torch.dtype, keep: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape if keep else 0, dtype=torch.uint8)
 
 
 def _point_run(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    window: float,
-    dtype: torch.dtype,
-) -> Tensor:
+    x: Tensor, threshold: Tensor, unit: Tensor, levels: int, smallest: int, signed: bool, window: float,
+    dtype: torch.dtype, keep: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     x, threshold, unit = (t.contiguous() for t in (x, threshold, unit))
-    events = _point_empty(x, threshold, unit, levels, smallest, signed, window, dtype)
+    outputs = _point_empty(x, threshold, unit, levels, smallest, signed, window, dtype, keep)
     launch(
         _point_forward_kernel, _point_grid(x), x,
-        x, threshold, unit, events, float(levels), float(smallest), x.shape[0] * x.shape[1], x.shape[2],
-        SIGNED=signed, ROWS=ROWS, WIDTH=WIDTH, enable_fp_fusion=False,
+        x, threshold, unit, *outputs, float(levels), float(smallest), window, x.shape[0] * x.shape[1], x.shape[2],
+        SIGNED=signed, KEEP=keep, ROWS=ROWS, WIDTH=WIDTH, enable_fp_fusion=False,
     )  # fmt: skip
-    return events
+    return outputs
 
 
-def _point_backward_empty(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    grad_events: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    window: float,
-) -> Tensor:
-    return x.new_empty(x.shape)
+def _point_backward_empty(unit: Tensor, passes: Tensor, grad_events: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad_events.new_empty(grad_events.shape, dtype=dtype)
 
 
-def _point_backward(
-    x: Tensor,
-    threshold: Tensor,
-    unit: Tensor,
-    grad_events: Tensor,
-    levels: int,
-    smallest: int,
-    signed: bool,
-    window: float,
-) -> Tensor:
-    x, threshold, unit, grad_events = (t.contiguous() for t in (x, threshold, unit, grad_events))
-    grad_x = torch.empty_like(x)
+def _point_backward(unit: Tensor, passes: Tensor, grad_events: Tensor, dtype: torch.dtype) -> Tensor:
+    unit, passes, grad_events = (t.contiguous() for t in (unit, passes, grad_events))
+    grad_x = _point_backward_empty(unit, passes, grad_events, dtype)
+    rows, channels = grad_events.shape[0] * grad_events.shape[1], grad_events.shape[2]
     launch(
-        _point_backward_kernel, _point_grid(x), x,
-        x, threshold, unit, grad_events, grad_x, float(levels), float(smallest), window, x.shape[0] * x.shape[1], x.shape[2],
-        SIGNED=signed, ROWS=ROWS, WIDTH=WIDTH, enable_fp_fusion=False,
+        _point_backward_kernel, _point_grid(grad_events), grad_events,
+        unit, passes, grad_events, grad_x, rows, channels, ROWS=ROWS, WIDTH=WIDTH, enable_fp_fusion=False,
     )  # fmt: skip
     return grad_x
 
 
-def _point_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, threshold, unit, *ctx.settings, _ = inputs
-    ctx.save_for_backward(x, threshold, unit)
+def _point_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.save_for_backward(inputs[2], output[1])
 
 
-def _point_gradients(ctx: Any, grad_events: Tensor) -> tuple[Tensor | None, ...]:
-    return _point_backward_op(*ctx.saved_tensors, grad_events, *ctx.settings), None, None, None, None, None, None, None
+def _point_gradients(ctx: Any, grad_events: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _point_backward_op(*ctx.saved_tensors, grad_events, ctx.dtype), *(None,) * 8
 
 
 _point_op = register("point_event", _point_run, _point_empty)
@@ -348,8 +322,12 @@ def event(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `ops.event`; `membrane` is given."""
     if leak is None:
-        run = _point_run if is_direct(x, threshold, unit) else _point_op
-        return run(x, threshold, unit, levels, smallest, signed, window, dtype), membrane
+        settings = levels, smallest, signed, window, dtype
+        if is_direct(x, threshold, unit):
+            events, _ = _point_run(x, threshold, unit, *settings, keep=False)
+        else:
+            events, _ = _point_op(x, threshold, unit, *settings)
+        return events, membrane
     direct = is_direct(x, threshold, unit, leak, membrane)
     run = _run if direct else _op
     events, membrane, _ = run(
