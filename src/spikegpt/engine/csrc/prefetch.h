@@ -23,7 +23,7 @@ using namespace spikegpt::engine;
 
 SPIKEGPT_INLINE void prefetch(const uint8_t *line) {
 #if defined(__AVX2__)
-  _mm_prefetch(reinterpret_cast<const char *>(line), _MM_HINT_T1);
+  _mm_prefetch(reinterpret_cast<const char *>(line), _MM_HINT_T0);
 #elif defined(__GNUC__)
   __builtin_prefetch(line, 0, 2);
 #else

@@ -28,6 +28,7 @@ struct Job {
   bool last;    // group of inputs
   Value *copy;  // where the first `copied` outputs finally belong, or null
   int copied;
+  bool few;  // rows of 8 bits are read, far from each other
 
   const uint8_t *row(int i) const { return weights + static_cast<size_t>(input[i]) * stride; }
 };
@@ -35,14 +36,24 @@ struct Job {
 // Bytes that are asked for before they are needed.
 constexpr int kAhead = 16384;
 
-// Rows that are added together: a step.
+// Rows that are added together, and rows that are read side by side where there are few: a step.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-constexpr int kRows = 4;
+constexpr int kRows = 4, kStep = 8;
 #elif defined(__AVX2__)
-constexpr int kRows = 8;
+constexpr int kRows = 8, kStep = kRows;
 #else
-constexpr int kRows = 4;
+constexpr int kRows = 4, kStep = kRows;
 #endif
+
+// The block of a row that is read at the given turn: of few rows the last, the first, the last but one, the second, ...
+// Where lines are read in order, a processor guesses that the next ones are wanted too and fetches those of another row.
+SPIKEGPT_INLINE int block_at(int turn, int blocks, bool few) {
+  if (!few) return turn;
+  return turn % 2 ? turn / 2 : blocks - 1 - turn / 2;
+}
+
+// How many rows are read side by side from the row `first` on.
+SPIKEGPT_INLINE int step_of(const Job &job, int first) { return job.few && first + kRows < job.count ? kStep : kRows; }
 
 // Asks for the lines of rows some way before they are needed, across the ends of jobs. A line of each row of a step is asked
 // for in turn: memory answers several rows at a time much faster than one row after the other.
@@ -54,23 +65,23 @@ class Ahead {
       next_ = job;
     else
       enter(job);
-    while (job_ && lead_ < kLead) fetch();
+    used(0);
   }
 
-  // One line of each row of a step was used.
-  SPIKEGPT_INLINE void used() {
-    --lead_;
-    if (job_) fetch();
+  // One line of each of so many rows was used.
+  SPIKEGPT_INLINE void used(int rows) {
+    lead_ -= rows;
+    while (job_ && lead_ < kAhead / 64) fetch();
   }
 
  private:
-  static constexpr int kLead = kAhead / (64 * kRows);  // in lines of each row of a step
-
   SPIKEGPT_INLINE void fetch() {
-    for (int n = 0; n < kRows; ++n) prefetch(rows_[n] + at_);
-    ++lead_;
-    at_ += 64;
-    if (at_ == end_) next_step();
+    const int at = 64 * block_at(turn_, job_->blocks, job_->few);
+    for (int n = 0; n < kRows; ++n) prefetch(rows_[n] + at);
+    if (job_->few)
+      for (int n = kRows; n < kStep; ++n) prefetch(rows_[n] + at);
+    lead_ += step_;
+    if (++turn_ == job_->blocks) next_step();
   }
 
   void enter(const Job *job) {
@@ -81,7 +92,7 @@ class Ahead {
   }
 
   void next_step() {
-    first_ += kRows;
+    first_ += step_;
     if (first_ < job_->count)
       look_up();
     else
@@ -89,14 +100,15 @@ class Ahead {
   }
 
   void look_up() {
-    for (int n = 0; n < kRows; ++n) rows_[n] = job_->row(first_ + n);
-    at_ = 0;
-    end_ = 64 * job_->blocks;
+    step_ = step_of(*job_, first_);
+    for (int n = 0; n < kStep; ++n) rows_[n] = job_->row(first_ + (n < step_ ? n : step_ - 1));
+    turn_ = 0;
   }
 
   const Job *job_ = nullptr, *next_ = nullptr;
-  const uint8_t *rows_[kRows];
-  int first_ = 0, at_ = 0, end_ = 0, lead_ = 0;
+  const uint8_t *rows_[kStep];
+  int first_ = 0, turn_ = 0, step_ = 0;
+  int lead_ = 0;  // lines asked for and not yet used
 };
 
 inline void finish(const Job &job, int32_t *__restrict sums) {
@@ -162,6 +174,24 @@ SPIKEGPT_INLINE void add_rows(const uint8_t *const *rows, int at, __m512i events
     if (four) sums[j + 4] = _mm512_dpbusd_epi32(sums[j + 4], _mm512_and_si512(quads[j], high), events);
   }
 }
+
+// The rows of a step and their events.
+struct Step {
+  const int size;
+  const uint8_t *rows[kStep];
+  __m512i events[kStep / kRows];
+
+  Step(const Job &job, int first) : size(step_of(job, first)) {
+    for (int n = 0; n < size; ++n) rows[n] = job.row(first + n);
+    for (int n = 0; n < size / kRows; ++n) events[n] = broadcast_four(job.value + first + n * kRows);
+  }
+
+  template <bool four>
+  SPIKEGPT_INLINE void add(int block, __m512i *sums) const {
+    add_rows<four>(rows, 64 * block, events[0], sums);
+    if (!four && size > kRows) add_rows<four>(rows + kRows, 64 * block, events[1], sums);
+  }
+};
 
 template <bool four>
 SPIKEGPT_INLINE void separate(__m512i *sums) {
@@ -233,13 +263,14 @@ void product_narrow(const Job &job, Ahead &ahead) {
   __m512i sums[blocks * vectors];
 #pragma GCC unroll 24
   for (int i = 0; i < blocks * vectors; ++i) sums[i] = _mm512_setzero_si512();
-  for (int i = 0; i < job.count; i += kRows) {
-    const __m512i events = broadcast_four(job.value + i);
-    const uint8_t *const rows[] = {job.row(i), job.row(i + 1), job.row(i + 2), job.row(i + 3)};
+  for (int first = 0; first < job.count;) {
+    const Step step(job, first);
+    first += step.size;
 #pragma GCC unroll 6
-    for (int block = 0; block < blocks; ++block) {
-      ahead.used();
-      add_rows<four>(rows, 64 * block, events, sums + block * vectors);
+    for (int turn = 0; turn < blocks; ++turn) {
+      const int block = block_at(turn, blocks, job.few);
+      ahead.used(step.size);
+      step.add<four>(block, sums + block * vectors);
     }
   }
   finish_blocks<four>(job, blocks, sums);
@@ -251,12 +282,13 @@ void product_wide(const Job &job, Ahead &ahead) {
   constexpr int vectors = four ? 8 : 4;
   __m512i sums[kPanelOutputs / 16];
   for (int i = 0; i < job.blocks * vectors; ++i) sums[i] = _mm512_setzero_si512();
-  for (int i = 0; i < job.count; i += kRows) {
-    const __m512i events = broadcast_four(job.value + i);
-    const uint8_t *const rows[] = {job.row(i), job.row(i + 1), job.row(i + 2), job.row(i + 3)};
-    for (int block = 0; block < job.blocks; ++block) {
-      ahead.used();
-      add_rows<four>(rows, 64 * block, events, sums + block * vectors);
+  for (int first = 0; first < job.count;) {
+    const Step step(job, first);
+    first += step.size;
+    for (int turn = 0; turn < job.blocks; ++turn) {
+      const int block = block_at(turn, job.blocks, job.few);
+      ahead.used(step.size);
+      step.add<four>(block, sums + block * vectors);
     }
   }
   finish_blocks<four>(job, job.blocks, sums);
@@ -306,7 +338,6 @@ inline void product_piece(const __m256i *pairs, const Load &load, int32_t *sums)
 
 inline void product(const Job &job, Ahead &ahead) {
   alignas(64) int32_t sums[kPanelOutputs];
-  const int bytes = 64 * job.blocks;
   const bool four = job.site->bits == 4;
   std::memset(sums, 0, sizeof(int32_t) * job.blocks * outputs_per_block(job.site->bits));
   const __m256i nibble = _mm256_set1_epi8(15);
@@ -319,8 +350,9 @@ inline void product(const Job &job, Ahead &ahead) {
       std::memcpy(&two_events, job.value + i + 2 * n, 2);
       pairs[n] = _mm256_set1_epi16(two_events);
     }
-    for (int at = 0; at < bytes; at += 32) {
-      if (at % 64 == 0) ahead.used();
+    for (int half = 0; half < 2 * job.blocks; ++half) {
+      const int at = 64 * block_at(half / 2, job.blocks, job.few) + half % 2 * 32;
+      if (half % 2 == 0) ahead.used(kRows);
       const auto load = [&](int n) { return _mm256_load_si256(reinterpret_cast<const __m256i *>(rows[n] + at)); };
       if (four) {
         int32_t *block = sums + at / 64 * 128 + at % 64;
@@ -354,13 +386,13 @@ inline void product_piece(const uint8_t *const *rows, const int16_t *events, int
 
 inline void product(const Job &job, Ahead &ahead) {
   alignas(64) int32_t sums[kPanelOutputs];
-  const int bytes = 64 * job.blocks;
   std::memset(sums, 0, sizeof(int32_t) * job.blocks * outputs_per_block(job.site->bits));
   for (int i = 0; i < job.count; i += kRows) {
     int16_t events[kRows];
     for (int n = 0; n < kRows; ++n) events[n] = job.value[i + n];
-    for (int at = 0; at < bytes; at += 64) {
-      ahead.used();
+    for (int turn = 0; turn < job.blocks; ++turn) {
+      const int at = 64 * block_at(turn, job.blocks, job.few);
+      ahead.used(kRows);
       const uint8_t *rows[kRows];
       for (int n = 0; n < kRows; ++n) rows[n] = job.row(i + n) + at;
       if (job.site->bits == 4) {

@@ -35,16 +35,16 @@ class Products {
   int ask_rows(const Site &site, int part, Channels among, int rows) {
     if (pass_.tokens > 1 || pass_.dense || site.panels_of[part] == site.panels_of[part + 1]) return 0;
     const Panel &panel = site.panels[site.panels_of[part]];
-    const uint8_t *step[kRows];
+    const uint8_t *step[kStep];
     int count = 0;
     for (int base = among.begin; base < among.end; base += 64) {
       for (uint64_t mask = nonzero(site.events + base); mask; mask &= mask - 1) {
         if (rows <= 0) return 0;
         step[count++] = panel.weights + static_cast<size_t>(base + lowest(mask)) * panel.stride;
-        if (count < kRows) continue;
-        for (int block = 0; block < panel.blocks; ++block)
-          for (const uint8_t *row : step) prefetch(row + 64 * block);
-        rows -= kRows;
+        if (count < kStep) continue;
+        for (int turn = 0; turn < panel.blocks; ++turn)
+          for (const uint8_t *row : step) prefetch(row + 64 * block_at(turn, panel.blocks, site.bits == 8));
+        rows -= kStep;
         count = 0;
       }
     }
@@ -54,7 +54,7 @@ class Products {
   // How many rows of a part of the product are worth asking for.
   int rows_ahead(const Site &site, int part) const {
     const int panel = site.panels_of[part];
-    return panel == site.panels_of[part + 1] ? 0 : kAhead / (64 * site.panels[panel].blocks) + kRows;
+    return panel == site.panels_of[part + 1] ? 0 : kAhead / (64 * site.panels[panel].blocks) + kStep;
   }
 
   // A part of a product of every token; row t of the outputs begins at out + t * stride.
@@ -115,7 +115,8 @@ class Products {
       submit({&site, panel.weights + 64 * block, panel.stride, blocks, events.input + from, events.value + from,
               events.begin[group + 1] - from, events.sum[group],
               scale_of(site, group) + at, steps ? steps + at : nullptr, worker_.totals,
-              by_scratch ? worker_.scratch : out + at, group > 0, last, by_scratch && last ? out + at : nullptr, site.outputs - at});
+              by_scratch ? worker_.scratch : out + at, group > 0, last, by_scratch && last ? out + at : nullptr, site.outputs - at,
+              site.bits == 8 && 2 * (events.begin[group + 1] - from) < site.group_inputs});
     }
   }
 
