@@ -73,8 +73,7 @@ class _EventLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(events: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        product = _scaled(events.reshape(-1, events.shape[-1]), weight.t(), scale)
-        return product.view(*events.shape[:-1], weight.shape[0])
+        return _scaled_linear(events, weight, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -87,14 +86,15 @@ class _EventLinear(torch.autograd.Function):
         events, weight, scale = ctx.saved_tensors
         grad = grads[0].reshape(-1, weight.shape[0])
         rows = events.view(-1, weight.shape[1]).to(grad.dtype)
-        return _scaled(grad, weight, scale).view(events.shape), _scaled(grad.t(), rows, scale), None
+        grad_events = _scaled_linear(grad, weight.t(), scale).view(events.shape)
+        return grad_events, _scaled_linear(grad.t(), rows.t(), scale), None
 
 
-def _scaled(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """a [n, m] times b [m, k] times scale [1], which multiplies whatever is smaller, b or the product."""
-    if b.numel() < a.shape[0] * b.shape[1]:
-        return a @ (b * scale)
-    return (a @ b).mul_(scale)
+def _scaled_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x [..., N] times weight [M, N] transposed times scale [1], which multiplies whichever is smaller, weight or product."""
+    if x.numel() > weight.shape[1] ** 2:
+        return F.linear(x, (weight * scale).to(weight.dtype))
+    return F.linear(x, weight) * scale
 
 
 class _Divergence(torch.autograd.Function):
@@ -147,11 +147,9 @@ class _CrossEntropy(torch.autograd.Function):
 
 def event_linear(events: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """See `ops.linear`."""
-    if events.dtype == weight.dtype == torch.float32:
+    if torch.is_grad_enabled() and events.dtype == weight.dtype == torch.float32:
         return _EventLinear.apply(events, weight, scale)
-    if events.numel() > weight.shape[1] ** 2:  # the weights are fewer than the outputs
-        return F.linear(events, (weight * scale).to(weight.dtype))
-    return F.linear(events, weight) * scale
+    return _scaled_linear(events, weight, scale)
 
 
 def spike(z: Tensor, alpha: float) -> Tensor:
