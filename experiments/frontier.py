@@ -32,6 +32,8 @@ BUDGETS = {"small": 2310, "large": 9240}
 TRUNK = 1617
 WIDTHS = (32, 48, 64, 96, 128, 192, 256)
 """Of the continuous models whose engine is timed."""
+TURN = 100
+"""Tokens that an engine reads at a time while engines are timed in turns."""
 TEACHER = 256
 """Width of the continuous model that teaches all others of a budget."""
 DEPTH, VOCABULARY, CONTEXT = 6, 4096, 256
@@ -207,8 +209,9 @@ def speeds(text: Path, runs: Path, tokens: int = 1000) -> dict[str, float]:
     """Tokens per second of the engine on one thread, reading held-out text token by token: event-driven models that are
     finished, the shipped one, and continuous ones of every width of `WIDTHS` as engines that read every weight.
 
-    Engines take turns, so that their ratios hold on a busy machine; the median over steps. What a dense engine takes does
-    not depend on its weights, so those are untrained.
+    Engines take turns, so that their ratios hold on a busy machine, each for `TURN` tokens, so that its weights are in the
+    caches where they fit, as they are for whoever runs one model; the median over steps. What a dense engine takes does not
+    depend on its weights, so those are untrained.
     """
     import numpy as np
 
@@ -231,12 +234,12 @@ def speeds(text: Path, runs: Path, tokens: int = 1000) -> dict[str, float]:
     ids = {name: engine.tokenizer.encode(document)[:tokens] for name, engine in engines.items() if engine.tokenizer}
     dense_ids = np.random.default_rng(0).integers(0, VOCABULARY, tokens)
     times: dict[str, list[float]] = {name: [] for name in engines}
-    for step in range(min(map(len, [*ids.values(), dense_ids]))):
+    for begin in range(0, min(map(len, [*ids.values(), dense_ids])), TURN):
         for name, stream in streams.items():
-            token = int(ids.get(name, dense_ids)[step])
-            began = time.perf_counter()
-            stream.step(token)
-            times[name].append(time.perf_counter() - began)
+            for token in ids.get(name, dense_ids)[begin : begin + TURN].tolist():
+                began = time.perf_counter()
+                stream.step(token)
+                times[name].append(time.perf_counter() - began)
     return {name: round(1 / float(np.median(each))) for name, each in times.items()}
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Row = dict[str, Any]
+
+
+def bytes_read(row: Row) -> float:
+    """For a token."""
+    return row["bytes_read"]
 
 
 def dense_like(row: Row, rows: Sequence[Row]) -> list[Row]:
@@ -20,16 +25,15 @@ def dense_like(row: Row, rows: Sequence[Row]) -> list[Row]:
     return sorted(found, key=lambda r: r["bytes_read"])
 
 
-def equal_bits(row: Row, rows: Sequence[Row]) -> float | None:
-    """Bytes that a continuous model of the same teacher (or none) would read for the bits of `row`, over those of `row`.
+def equal_bits(row: Row, rows: Sequence[Row], cost: Callable[[Row], float] = bytes_read) -> float | None:
+    """What a continuous model of the same teacher (or none) would cost for the bits of `row`, over what `row` costs.
 
-    Between two measured models bits are a straight line over the logarithm of bytes. None: outside what was measured.
+    Between two measured models bits are a straight line over the logarithm of the cost. None: outside what was measured.
     """
     for less, more in itertools.pairwise(dense_like(row, rows)):
         if more["bits_per_byte"] <= row["bits_per_byte"] <= less["bits_per_byte"]:
             part = (less["bits_per_byte"] - row["bits_per_byte"]) / (less["bits_per_byte"] - more["bits_per_byte"])
-            log = math.log(less["bytes_read"]) * (1 - part) + math.log(more["bytes_read"]) * part
-            return math.exp(log) / row["bytes_read"]
+            return cost(less) ** (1 - part) * cost(more) ** part / cost(row)
     return None
 
 
@@ -68,18 +72,23 @@ def _engine_of(row: Row) -> str:
 def table(rows: Sequence[Row], speeds: dict[str, float]) -> str:
     """The log as a Markdown table, by budget and teacher, the best last."""
     lines = [
-        "| run | tokens | seed | activity | kB read a token | bits per byte | of its twin | dense of equal bits reads | "
-        "training, 10^15 operations | tokens/s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| run | tokens | seed | activity | kB read a token | tokens/s | bits per byte | of its twin | dense of equal bits reads "
+        "| and takes | training, 10^15 operations |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+
+    def seconds(row: Row) -> float:
+        return 1 / speeds.get(_engine_of(row), math.nan)
+
     for row in sorted(rows, key=lambda r: (r["tokens"], r["teacher"] or "", -r["bits_per_byte"])):
         event = row["activity"] < 1
         twin, more = (of_twin(row, rows), equal_bits(row, rows)) if event else (None, None)
+        longer = equal_bits(row, rows, seconds) if event else None
         cells = [
             f"`{row['run']}`", f"{row['tokens'] / 1e6:.2f}M", str(row["seed"]), f"{row['activity']:.1%}",
-            f"{row['bytes_read'] / 1e3:.0f}", f"{row['bits_per_byte']:.4f}", f"{twin:.1%}" if twin else "",
-            f"{more:.2f}x" if more else "", f"{row['operations'] / 1e15:.2f}",
-            f"{speeds[key]:,}" if (key := _engine_of(row)) in speeds else "",
+            f"{row['bytes_read'] / 1e3:.0f}", f"{speeds[key]:,}" if (key := _engine_of(row)) in speeds else "",
+            f"{row['bits_per_byte']:.4f}", f"{twin:.1%}" if twin else "", f"{more:.2f}x" if more else "",
+            f"{longer:.2f}x" if longer and not math.isnan(longer) else "", f"{row['operations'] / 1e15:.2f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -230,6 +230,14 @@ def test_the_engine_refuses_a_plan_that_does_not_fit(model: SpikeGPT) -> None:
 
 
 @needs_engine
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_engine_is_given_no_more_bytes_than_the_file_has(bits: int, model: SpikeGPT) -> None:
+    """What a token reads beside the matrices is counted from the file: an engine that keeps more would read more."""
+    packed = IntegerModel.of(model, bits)
+    given = sum(array.nbytes for array in prepared(packed).values())
+    assert given <= sum(array.nbytes for array in packed.arrays.values())
+
+
 def test_the_engine_refuses_states_ids_and_logits_of_another_size(model: SpikeGPT) -> None:
     engine = engine_of(IntegerModel.of(model))
     size = Layout(CONFIG).size

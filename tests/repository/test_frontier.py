@@ -101,7 +101,7 @@ def test_runs_share_tokens_teacher_and_trunk(frontier, monkeypatch, tmp_path, ca
         call(frontier, monkeypatch, "--speed", "--table", *where)
         assert set(json.loads(frontier.SPEEDS.read_text())) == {"shipped", *timed}
         for line in rows_printed(capsys)[2:]:
-            assert int(line.split("|")[-2].replace(",", "")) > 0
+            assert int(line.split("|")[6].replace(",", "")) > 0
 
 
 def test_a_continuous_model_is_rounded_as_an_event_driven_one(frontier):
@@ -181,6 +181,8 @@ def test_equal_bits_by_hand(report):
     event = row(1.75, 50, width=2, activity=0.1)
     assert report.equal_bits(event, [*dense, *others, event]) == pytest.approx(200 / 50)
     assert report.equal_bits({**event, "bits_per_byte": 1.45}, dense) == pytest.approx(800 / 50)
+    seconds = {1: 9.0, 2: 1.0, 4: 1.0}
+    assert report.equal_bits({**event, "width": 1}, dense, lambda row: seconds[row["width"]]) == pytest.approx(3 / 9)
     assert report.equal_bits({**event, "bits_per_byte": 1.3}, dense) is None  # better than any that was measured
     assert report.of_twin(event, dense) == pytest.approx(1.75 / 1.5)
     assert report.of_twin({**event, "width": 3}, dense) is None

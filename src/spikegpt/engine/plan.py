@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..config import ModelConfig
-from ..model.sites import HEAD_NEURON, Site, first_mix, sites, sites_by_neuron
+from ..model.sites import HEAD_NEURON, Site, first_mix, sites
 from .integers import IntegerModel
 from .state_layout import Layout
 from .steps import split
@@ -73,7 +73,7 @@ def mix_plans(config: ModelConfig, layout: Layout) -> list[dict[str, object]]:
 def prepared(packed: IntegerModel) -> dict[str, np.ndarray]:
     """The arrays as the float engine wants them: vectors flat, decay and leak computed as the float model does, scales of
     several groups of inputs as `<matrix>.scale` [1, outputs] and `<matrix>.steps` [groups, outputs]; no look-up lane."""
-    neurons, event = sites_by_neuron(packed.config), packed.config.event
+    event = packed.config.event
     assert event is not None
     inputs = {site.name: site.inputs for site in sites(packed.config)}
     arrays: dict[str, np.ndarray] = {}
@@ -87,8 +87,6 @@ def prepared(packed: IntegerModel) -> dict[str, np.ndarray]:
             arrays[f"{stem}.first"] = array
         elif name.endswith(".leak_logit"):
             arrays[f"{stem}.leak"] = torch.sigmoid(torch.from_numpy(array)).numpy()
-        elif name.endswith(".threshold"):
-            arrays[name] = np.ascontiguousarray(np.broadcast_to(array, neurons[stem].inputs))
         elif stem in inputs and name.endswith(".scale") and len(array) > 1:
             arrays[name], arrays[f"{stem}.steps"] = split(array, inputs[stem], event.levels)
         elif array.dtype == np.float32 and ".time_mix_" in name:

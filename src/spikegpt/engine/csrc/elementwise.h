@@ -30,7 +30,6 @@ inline Vector ended(Ending, Vector x) {
 inline void ask_norm(const FloatNorm &norm, Channels own) { ask(norm.gain, own), ask(norm.bias, own); }
 inline void ask_mixing(const float *weight, Channels own) { ask(weight, own); }
 inline void ask_neuron(const FloatSite &site, Channels own) {
-  ask(site.threshold, own);
   if (site.leak) ask(site.leak, own);
 }
 
@@ -107,20 +106,19 @@ inline float event_of(float h, float threshold, float unit, Range range) {
 template <bool is_signed>
 inline void fire_at_once(const FloatSite &site, const float *__restrict x, Channels own, Range range,
                          int8_t *__restrict events) {
-  const float *__restrict threshold = site.threshold;
-  const float unit = site.unit;
+  const float threshold = site.threshold, unit = site.unit;
   for (int c = own.begin; c < own.end; ++c)
-    events[c] = static_cast<int8_t>(static_cast<int>(event_of<is_signed>(x[c], threshold[c], unit, range)));
+    events[c] = static_cast<int8_t>(static_cast<int>(event_of<is_signed>(x[c], threshold, unit, range)));
 }
 
 template <bool is_signed, bool hard>
 inline void fire_membrane(const FloatSite &site, const float *__restrict x, Channels own, Range range,
                           float *__restrict membrane, int8_t *__restrict events) {
-  const float *__restrict threshold = site.threshold, *__restrict leak = site.leak;
-  const float unit = site.unit;
+  const float *__restrict leak = site.leak;
+  const float threshold = site.threshold, unit = site.unit;
   for (int c = own.begin; c < own.end; ++c) {
     const float h = leak[c] * membrane[c] + x[c];
-    const float n = event_of<is_signed>(h, threshold[c], unit, range);
+    const float n = event_of<is_signed>(h, threshold, unit, range);
     membrane[c] = hard ? (n == 0.0f ? h : 0.0f) : h - n * unit;
     events[c] = static_cast<int8_t>(static_cast<int>(n));
   }

@@ -30,7 +30,7 @@ FloatNorm Engine::norm(const std::string &name) {
 
 void Engine::finish(FloatSite &site, const SitePlan &plan) {
   site.unit = *values(plan.neuron + ".unit", 1);
-  site.threshold = values(plan.neuron + ".threshold", plan.inputs);
+  site.threshold = *values(plan.neuron + ".threshold", 1);
   site.membrane = plan.membrane;
   site.leak = plan.membrane < 0 ? nullptr : values(plan.neuron + ".leak", plan.inputs);
   float *scale = by_group(site, plan.matrix + ".scale");

@@ -8,9 +8,8 @@ namespace spikegpt::engine {
 struct FloatSite : Site {
   const float *scale;      // [padded], times the neuron's unit
   const uint8_t *steps;    // [group][padded]: what the scale is multiplied by in each group of inputs; null: one group
-  const float *threshold;  // [inputs]
   const float *leak;       // [inputs], or null: no memory
-  float unit;
+  float threshold, unit;
   int64_t membrane;  // where the state keeps it, or -1
 };
 
