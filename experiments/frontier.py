@@ -5,9 +5,10 @@ python experiments/frontier.py --speed --text FOLDER                     time th
 python experiments/frontier.py --table                                   the log as Markdown
 python experiments/frontier.py --plot docs/images/frontier.png           bits per byte over bytes read
 
-RUN is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET]: `dense` (continuous) and `alone` (event-driven) learn from the text,
+RUN is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET][-first]: `dense` (continuous) and `alone` (event-driven) learn from the text,
 `taught` and `event` from the same teacher beside it, the widest continuous model of their own budget or of the one
-named: dense-128-small, alone-128-10-small, taught-64-large, taught-64-large-by-small. FOLDER holds train.txt.xz and
+named: dense-128-small, alone-128-10-small, taught-64-large, taught-64-large-by-small. `first` spends the activity as was
+measured first (config.FIRST_EMPHASIS). FOLDER holds train.txt.xz and
 valid.txt. All runs of a budget read the very same batches; a run on other tokens than the log's is refused. Each line
 of experiments/frontier.jsonl is one finished run.
 """
@@ -42,7 +43,7 @@ TRAIN: dict[str, Any] = {
     "eval_every": 0, "log_every": 21, "save_every": 231, "keep": 40,
 }  # fmt: skip
 EVENT: dict[str, Any] = {"start_activity": 0.5, "ramp": 0.25, "smallest": 2, "jump_from": 0.3}
-_NAME = re.compile(r"(dense|taught|alone|event)-(\d+)(?:-(\d+))?-([a-z]+)(?:-by-([a-z]+))?")
+_NAME = re.compile(r"(dense|taught|alone|event)-(\d+)(?:-(\d+))?-([a-z]+)(?:-by-([a-z]+?))?(-first)?")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Run:
     budget: str
     teacher: str | None
     """The run that it learns from beside the text."""
+    first: bool = False
+    """Whether its shares of the activity are `config.FIRST_EMPHASIS`."""
 
     @staticmethod
     def named(name: str) -> Run:
@@ -65,15 +68,19 @@ class Run:
 
         match = _NAME.fullmatch(name)
         if match is not None:
-            kind, width, percent, budget, by = match.groups()
+            kind, width, percent, budget, by, first = match.groups()
             taught = kind in ("taught", "event")
             teacher = f"dense-{TEACHER}-{by or budget}" if taught else None
-            fits = (percent is not None) == (kind in ("alone", "event")) and (by is None or (taught and by in BUDGETS))
+            event = kind in ("alone", "event")
+            fits = (
+                (percent is not None) == event and (by is None or (taught and by in BUDGETS)) and (event or not first)
+            )
             if fits and budget in BUDGETS:
-                return Run(name, kind, int(width), None if percent is None else int(percent) / 100, budget, teacher)
+                share = None if percent is None else int(percent) / 100
+                return Run(name, kind, int(width), share, budget, teacher, bool(first))
         raise UsageError(
-            f"no run {name!r}: a run is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET], as dense-128-small, event-256-10-large "
-            f"or taught-64-large-by-small; budgets: {', '.join(BUDGETS)}"
+            f"no run {name!r}: a run is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET][-first], as dense-128-small, "
+            f"event-256-10-large or taught-64-large-by-small; budgets: {', '.join(BUDGETS)}"
         )
 
     @property
@@ -106,7 +113,8 @@ def train(run: Run, seed: int, text: Path, runs: Path) -> Path:
         "spikes": "none",
     }
     if run.activity is not None:
-        shape |= {"spikes": "before", "event": {"activity": run.activity, **EVENT}}
+        shares: dict[str, Any] = {"emphasis": None} if run.first else {}
+        shape |= {"spikes": "before", "event": {"activity": run.activity, **EVENT, **shares}}
     own = {"steps": BUDGETS[run.budget], "seed": seed, "distill": 0.9 if teacher else 0.0}
     train_on(
         [text / "train.txt.xz"], out, valid=[text / "valid.txt"], cache=runs, shape="small", overrides=shape,

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
+FIRST = "-first"
+"""How the names of runs end that spend their activity as was measured first."""
 
 
 def bytes_read(row: Row) -> float:
@@ -72,8 +74,8 @@ def _engine_of(row: Row) -> str:
 def table(rows: Sequence[Row], speeds: dict[str, float]) -> str:
     """The log as a Markdown table, by budget and teacher, the best last."""
     lines = [
-        "| run | tokens | seed | activity | kB read a token | tokens/s | bits per byte | of its twin | dense of equal bits reads "
-        "| and takes | training, 10^15 operations |",
+        "| run | tokens | seed | activity | kB read a token | tokens/s | bits per byte | of its twin | "
+        "dense of equal bits reads | and takes | training, 10^15 operations |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
 
@@ -101,38 +103,43 @@ def conclusions(rows: Sequence[Row]) -> str:
     for row in events:
         if (more := equal_bits({**row, "teacher": None}, rows)) is not None:
             lines.append(f"{row['run']}: {more:.2f}x beside continuous models without a teacher")
-    for (tokens, asked, teacher), found in _alike(events).items():
+    for (tokens, asked, teacher, first), found in _alike(events).items():
         gaps = [(row["width"], gap - 1) for row in found if (gap := of_twin(row, rows)) is not None]
         if len(gaps) >= 3:
             solution, covariance = fit(*zip(*gaps, strict=True))
             expected = (f"{width}: {part[0]:.1%} ({part[1]:.1%} to {part[2]:.1%})"
                         for width in (512, 768) for part in [predict(width, solution, covariance)])  # fmt: skip
+            shares = ", first shares" if first else ""
             lines.append(
-                f"{asked}% of the weights, {tokens / 1e6:.2f}M tokens, {teacher or 'no teacher'}: the bits lost to the twin go "
-                f"as width^{solution[1]:.2f} +- {covariance[1, 1] ** 0.5:.2f}; expected at {', '.join(expected)}"
+                f"{asked}% of the weights, {tokens / 1e6:.2f}M tokens, {teacher or 'no teacher'}{shares}: the bits lost to the "
+                f"twin go as width^{solution[1]:.2f} +- {covariance[1, 1] ** 0.5:.2f}; expected at {', '.join(expected)}"
             )
     return "\n".join(lines)
 
 
-def _alike(events: Sequence[Row]) -> dict[tuple[int, int, str | None], list[Row]]:
-    """Event-driven runs by tokens, percent of the weights asked for, and teacher."""
-    groups: dict[tuple[int, int, str | None], list[Row]] = {}
+def _alike(events: Sequence[Row]) -> dict[tuple[int, int, str | None, bool], list[Row]]:
+    """Event-driven runs by tokens, percent of the weights asked for, teacher, and whether the shares are those of `first`."""
+    groups: dict[tuple[int, int, str | None, bool], list[Row]] = {}
     for row in events:
-        groups.setdefault((row["tokens"], int(row["run"].split("-")[2]), row["teacher"]), []).append(row)
+        asked, first = int(row["run"].split("-")[2]), row["run"].endswith(FIRST)
+        groups.setdefault((row["tokens"], asked, row["teacher"], first), []).append(row)
     return groups
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Bits per byte over bytes read a token: a line for each budget, teacher and activity, its points named by width.
 
-    Runs with a teacher of another budget than their own are left out: they are a control, and in the table.
+    Controls are left out, they are in the table: runs with a teacher of another budget than their own, and those that spend
+    their activity as was measured first wherever there is the same run with the shares of today.
     """
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(7.5, 5), layout="constrained")).subplots()
     lines: dict[tuple[float, bool, int], list[Row]] = {}
+    names = {row["run"] for row in rows}
     for row in rows:
-        if "-by-" not in row["run"]:
+        control = "-by-" in row["run"] or (row["run"].endswith(FIRST) and row["run"].removesuffix(FIRST) in names)
+        if not control:
             asked = 1.0 if row["activity"] == 1 else int(row["run"].split("-")[2]) / 100
             lines.setdefault((-asked, row["teacher"] is not None, row["tokens"]), []).append(row)
     colours = dict(

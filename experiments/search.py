@@ -57,6 +57,8 @@ DRAWN: dict[str, Any] = {
     "train": {"distill": 0.9, "match": 2.0, "lr": 4e-3, "warmup": 40, "decay": 0.7}, "teacher": "twin",
 }  # fmt: skip
 """Learns from the twin's residuals as well, at twice the twin's own learning rate."""
+SHARES: dict[str, Any] = {"emphasis": None}
+"""As all of these runs were made: the shares that were measured first."""
 FALLING: dict[str, Any] = {"start_activity": 0.5, "ramp": 0.25}
 """Half of the weights are read at first; a quarter of the steps later, no more than wanted."""
 CHAIN = {15: (None, 0, 7), 10: (15, 7, 10), 6: (10, 10, 14), 20: (15, 7, 8), 30: (20, 8, 9), 50: (30, 9, 10)}
@@ -161,11 +163,11 @@ def train(name: str, seed: int, steps: int, books: Path, runs: Path) -> Path:
         "resume": latest_checkpoint(out) is not None,
     }  # fmt: skip
     if run.begins_as:
-        start, event = folder(runs, run.begins_as, seed, steps), EventConfig(**run.event)
+        start, event = folder(runs, run.begins_as, seed, steps), EventConfig(**SHARES | run.event)
         source = checkpoint_path(start, first) if run.early else start
         spikify(source, out, data=data, activity=event.activity, event=event, **common)
     else:
-        shape = {**SHAPE, "spikes": run.spikes, **({"event": run.event} if run.event else {})}
+        shape = {**SHAPE, "spikes": run.spikes, **({"event": SHARES | run.event} if run.event else {})}
         train_on(data, out, shape="small", tokenizer=str(make_tokenizer(books, runs)), overrides=shape, **common)
     return out
 

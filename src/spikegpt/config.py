@@ -24,7 +24,7 @@ Optimizer = Literal["adamw", "adam"]
 Precision = Literal["no", "bf16", "fp16"]
 
 
-EMPHASIS = {
+FIRST_EMPHASIS = {
     "att.key": 0.14,
     "att.value": 0.28,
     "att.receptance": 0.25,
@@ -34,9 +34,13 @@ EMPHASIS = {
     "ffn.value": 0.03,
     "head": 0.35,
 }
-"""How often neurons in front of each kind of matrix fire, relative to the others, by default; see `model.allocation`.
+"""How often neurons in front of each kind of matrix fire, relative to the others, as first measured; what models whose config
+says null were trained with, and classifiers are. `ffn` stands for `ffnPre` too; only the ratios matter."""
 
-`ffn` stands for `ffnPre` too; only the ratios matter."""
+EMPHASIS = FIRST_EMPHASIS | {
+    "att.receptance": 0.12, "att.output": 0.18, "ffn.key": 0.13, "ffn.receptance": 0.035, "head": 0.37
+}  # fmt: skip
+"""The same by default: moved towards equal prices of the smallest events; see `model.allocation`."""
 
 
 _BLOCK = re.compile(r"^blocks\.\d+\.(?=\w+\.)")
@@ -129,9 +133,9 @@ class EventConfig:
     """How far below the threshold, and above the largest event, gradients still pass; in thresholds."""
     activity: float = 0.15
     """Fraction of the weights meant to be read per token; thresholds follow it while training."""
-    emphasis: dict[str, float] | None = None
+    emphasis: dict[str, float] | None = dataclasses.field(default_factory=EMPHASIS.copy, hash=False)
     """Activity of single matrices ("blocks.0.att.key") or kinds of them ("att.key", ..., "head") relative to the others,
-    1 where none is given; None: `EMPHASIS`, as measured."""
+    1 where none is given; None: `FIRST_EMPHASIS`."""
     start_activity: float | None = None
     """Share that fires when training begins, from which `activity` is approached; None: `activity` from the start."""
     ramp: float = 0.5

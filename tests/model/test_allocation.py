@@ -2,7 +2,7 @@
 
 import pytest
 
-from spikegpt.config import EMPHASIS, ConfigError, EventConfig, ModelConfig
+from spikegpt.config import EMPHASIS, FIRST_EMPHASIS, ConfigError, EventConfig, ModelConfig
 from spikegpt.model import SpikeGPT
 from spikegpt.model.allocation import allocate
 from spikegpt.model.sites import sites
@@ -32,6 +32,14 @@ def test_ratios_are_the_emphasis_below_one():
     assert equal == dict.fromkeys(equal, pytest.approx(0.1))
     twice = allocate(config(emphasis={"head": 2}), 0.1)
     assert twice["head"] == pytest.approx(2 * twice["blocks.1.att.key"])
+
+
+def test_a_model_whose_config_says_null_keeps_the_shares_it_was_trained_with():
+    stored = ModelConfig.from_dict({**config().to_dict(), "event": {**config().to_dict()["event"], "emphasis": None}})
+    first, now = allocate(stored, 0.1), allocate(config(), 0.1)
+    assert first == allocate(config(emphasis=dict(FIRST_EMPHASIS)), 0.1)
+    assert now == allocate(config(emphasis=dict(EMPHASIS)), 0.1) != first
+    assert config().to_dict()["event"]["emphasis"] == EMPHASIS  # and a new one says which it has
 
 
 def test_a_single_matrix_goes_before_its_kind():
@@ -71,3 +79,8 @@ def test_an_emphasis_must_be_a_positive_number():
         EventConfig(emphasis={"head": 0})
     with pytest.raises(ConfigError, match="an object of numbers"):
         ModelConfig.from_dict({"spikes": "before", "event": {"emphasis": 3}})
+
+
+def test_a_config_with_an_emphasis_is_hashed_and_compared():
+    one, other = config(emphasis={"head": 2}), config(emphasis={"head": 3})
+    assert len({one, config(emphasis={"head": 2})}) == 1 and one != other

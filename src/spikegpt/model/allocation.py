@@ -1,15 +1,16 @@
 """Where an event-driven model spends its activity: more where silence costs most, less where a matrix is large.
 
 `event.emphasis` says how much more often the neurons in front of one matrix, or of one kind of matrix, fire than those in
-front of another. The default was measured (docs/experiments.md): inputs of a trained continuous model were silenced at one
-kind of matrix after the other, and the shares chosen so that one more weight read helps about as much everywhere.
+front of another, so that one more weight read helps about as much everywhere. `FIRST_EMPHASIS` was measured on a continuous
+model whose inputs were silenced at one kind of matrix after the other; the default was moved from there by what the smallest
+events of a trained event-driven model are worth (docs/experiments.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..config import EMPHASIS, ModelConfig
+from ..config import FIRST_EMPHASIS, ModelConfig
 from .neurons import EventNeuron
 from .sites import sites, sites_by_neuron
 
@@ -17,7 +18,7 @@ from .sites import sites, sites_by_neuron
 def emphasis_of(config: ModelConfig) -> dict[str, float]:
     """How often the neurons in front of each matrix fire relative to the others: its own number, its kind's, or 1."""
     assert config.event is not None
-    given = EMPHASIS if config.event.emphasis is None else config.event.emphasis
+    given = FIRST_EMPHASIS if config.event.emphasis is None else config.event.emphasis
     return {site.name: given.get(site.name, given.get(site.kind, 1.0)) for site in sites(config)}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import EMPHASIS, PRESETS, EventConfig, ModelConfig, Spikes, preset
+from ..config import FIRST_EMPHASIS, PRESETS, EventConfig, ModelConfig, Spikes, preset
 from ..data.labelled import Rows, label_counts
 from ..errors import UsageError, UserError
 from ..loading import load
@@ -70,7 +70,7 @@ class Start:
 
 
 def _events(event: EventConfig, activity: float | None) -> EventConfig:
-    emphasis = {**(EMPHASIS if event.emphasis is None else event.emphasis), "head": HEAD_EMPHASIS}
+    emphasis = {**(FIRST_EMPHASIS if event.emphasis is None else event.emphasis), "head": HEAD_EMPHASIS}
     activity = activity or event.activity
     start = max(activity, event.activity)
     return dataclasses.replace(event, activity=activity, start_activity=start, emphasis=emphasis)
@@ -82,7 +82,7 @@ def _scratch(shape: str, spikes: Spikes, activity: float | None) -> ModelConfig:
     event = None
     if spikes == "before":
         event = EventConfig(
-            activity=activity, start_activity=max(0.3, activity), emphasis=EMPHASIS | {"head": HEAD_EMPHASIS}
+            activity=activity, start_activity=max(0.3, activity), emphasis=FIRST_EMPHASIS | {"head": HEAD_EMPHASIS}
         )
     if match := _SHAPE.fullmatch(shape):
         return ModelConfig(n_layer=int(match[1]), n_embd=int(match[2]), spikes=spikes, event=event)
