@@ -28,9 +28,10 @@ from frontier_report import conclusions, plot, table
 
 RESULTS = Path(__file__).with_name("frontier.jsonl")
 SPEEDS = Path(__file__).with_name("frontier_speed.json")
-BUDGETS = {"small": 2310, "large": 9240}
-"""Optimiser steps. Both budgets share the steps before the small one's learning rate falls."""
-TRUNK = 1617
+BUDGETS = {"small": 2310, "large": 9240, "long": 18480}
+"""Optimiser steps; `long` reads every text twice."""
+TRUNKS = {"large": ("small", 1617), "long": ("large", 6468)}
+"""The shorter budget that a run goes on from, and the steps before that one's learning rate falls."""
 WIDTHS = (32, 48, 64, 96, 128, 192, 256)
 """Of the continuous models whose engine is timed."""
 TURN = 100
@@ -84,6 +85,20 @@ class Run:
         )
 
     @property
+    def trunk(self) -> tuple[Run, int] | None:
+        """The shorter run, of the same teacher, that this one goes on from, and after how many steps; None: it has none.
+
+        An event-driven model goes on where its events are by then what they are in the end, in the shorter run and in this.
+        """
+        if self.budget not in TRUNKS:
+            return None
+        budget, steps = TRUNKS[self.budget]
+        name = self.name.replace(f"-{self.budget}", f"-{budget}", 1).replace(f"-{budget}-by-{budget}", f"-{budget}")
+        shorter = Run.named(name)
+        settled = self.activity is None or steps >= BUDGETS[self.budget] * max(EVENT["ramp"], EVENT["jump_from"])
+        return (shorter, steps) if shorter.teacher == self.teacher and settled else None
+
+    @property
     def tokens(self) -> int:
         """What it reads in training."""
         return BUDGETS[self.budget] * TRAIN["batch_size"] * CONTEXT
@@ -95,15 +110,16 @@ class Run:
 
 def train(run: Run, seed: int, text: Path, runs: Path) -> Path:
     """Train a run, or resume it; the folder of its model."""
-    from spikegpt.checkpoint import latest_checkpoint
+    from spikegpt.checkpoint import checkpoint_path, latest_checkpoint
     from spikegpt.config import TrainConfig
     from spikegpt.training.recipe import train_on
 
     out = run.folder(runs, seed)
     if (out / "model.safetensors").exists():
         return out
-    if run.kind == "dense" and run.budget == "large" and latest_checkpoint(out) is None:
-        _share_trunk(run, seed, text, runs)
+    if run.trunk and latest_checkpoint(out) is None:
+        shorter, steps = run.trunk
+        shutil.copytree(checkpoint_path(train(shorter, seed, text, runs), steps), checkpoint_path(out, steps))
     teacher = train(Run.named(run.teacher), 0, text, runs) if run.teacher else None
     shape: dict[str, Any] = {
         "n_layer": DEPTH,
@@ -122,14 +138,6 @@ def train(run: Run, seed: int, text: Path, runs: Path) -> Path:
         resume=latest_checkpoint(out) is not None,
     )  # fmt: skip
     return out
-
-
-def _share_trunk(run: Run, seed: int, text: Path, runs: Path) -> None:
-    """Let a long run begin with what the short one was before its learning rate fell: the same steps, taken once."""
-    from spikegpt.checkpoint import checkpoint_path
-
-    short = train(Run.named(f"dense-{run.width}-small"), seed, text, runs)
-    shutil.copytree(checkpoint_path(short, TRUNK), checkpoint_path(run.folder(runs, seed), TRUNK))
 
 
 def _tokenizer(text: Path, runs: Path) -> Path:

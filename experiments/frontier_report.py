@@ -126,22 +126,36 @@ def _alike(events: Sequence[Row]) -> dict[tuple[int, int, str | None, bool], lis
     return groups
 
 
+def _mean_over_seeds(rows: Sequence[Row]) -> list[Row]:
+    """One row a run, with the mean bits and bytes of its seeds."""
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row["run"], []).append(row)
+    return [
+        seeds[0] | {key: float(np.mean([row[key] for row in seeds])) for key in ("bits_per_byte", "bytes_read")}
+        for seeds in runs.values()
+    ]
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Bits per byte over bytes read a token: a line for each budget, teacher and activity, its points named by width.
 
-    Controls are left out, they are in the table: runs with a teacher of another budget than their own, and those that spend
-    their activity as was measured first wherever there is the same run with the shares of today.
+    Seeds are averaged. Left out, for they are in the table: lines of a single point, and controls, which are runs with a
+    teacher of another budget than their own and those that spend their activity as was measured first wherever there is the
+    same run with the shares of today.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     axes = (figure := Figure(figsize=(7.5, 5), layout="constrained")).subplots()
     lines: dict[tuple[float, bool, int], list[Row]] = {}
     names = {row["run"] for row in rows}
-    for row in rows:
+    for row in _mean_over_seeds(rows):
         control = "-by-" in row["run"] or (row["run"].endswith(FIRST) and row["run"].removesuffix(FIRST) in names)
         if not control:
             asked = 1.0 if row["activity"] == 1 else int(row["run"].split("-")[2]) / 100
             lines.setdefault((-asked, row["teacher"] is not None, row["tokens"]), []).append(row)
+    lines = {key: found for key, found in lines.items() if len(found) > 1}
     colours = dict(
         zip(sorted({-key[0] for key in lines}, reverse=True), ("black", "C0", "C1", "C2", "C3"), strict=False)
     )
@@ -156,7 +170,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.plot(*points, alpha=1.0 if tokens == least else 0.4, **style, label=f"{what}; {how}")
         for row, x, y in zip(found, *points, strict=True):
             axes.annotate(f"{row['width']}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set_xscale("log")
+    axes.set_xscale("log", subs=(2, 5))
+    for axis in ("major", "minor"):
+        getattr(axes.xaxis, f"set_{axis}_formatter")(FuncFormatter(lambda megabytes, _: f"{megabytes:g}"))
     axes.set_xlabel("MB read a token: weights of 8 bits, scales and vectors (log scale)")
     axes.set_ylabel("bits per byte on held-out books")
     axes.set_title("Six blocks; the number at a point is the width")

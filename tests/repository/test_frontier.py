@@ -24,8 +24,8 @@ def frontier(monkeypatch, tmp_path):
     module = importlib.import_module("frontier")
     small = {
         "WIDTHS": (8, 16),
-        "BUDGETS": {"small": 20, "large": 40},
-        "TRUNK": 14,
+        "BUDGETS": {"small": 20, "large": 60, "long": 120},
+        "TRUNKS": {"large": ("small", 14), "long": ("large", 42)},
         "DEPTH": 1,
         "VOCABULARY": 270,
         "CONTEXT": 16,
@@ -169,6 +169,31 @@ def test_the_teacher_is_of_the_same_budget_unless_another_is_named(frontier, nam
     assert frontier.Run.named(name).teacher == teacher
 
 
+@pytest.mark.parametrize(
+    ("name", "shorter"),
+    [
+        ("dense-8-small", None),
+        ("dense-8-large", "dense-8-small"),
+        ("dense-8-long", "dense-8-large"),
+        ("taught-8-large", None),  # another teacher than the short one's
+        ("event-8-30-large-by-small", None),  # its activity is still falling then
+        ("event-8-30-long-by-large-first", "event-8-30-large-first"),
+        ("event-8-30-long", None),
+    ],
+)
+def test_a_run_shares_the_steps_of_a_shorter_one_where_all_else_is_the_same(frontier, name, shorter):
+    trunk = frontier.Run.named(name).trunk
+    assert shorter == (trunk and trunk[0].name)
+
+
+def test_two_readings_go_on_from_where_the_rate_of_one_would_fall(frontier, monkeypatch, tmp_path):
+    where = ("--text", tmp_path / "text", "--runs", tmp_path / "runs")
+    call(frontier, monkeypatch, "event-8-30-large", "event-8-30-long-by-large", *where)
+    kept = tmp_path / "runs" / "event-8-30-long-by-large-0" / "checkpoints"
+    assert not (kept / "step-00000035").exists() and (kept / "step-00000042").exists()
+    assert [row["tokens"] // (8 * 16) for row in frontier.rows()] == [60, 120]
+
+
 def row(bits: float, bytes_read: float, *, width: int = 1, activity: float = 1.0, **other) -> dict:
     return {"bits_per_byte": bits, "bytes_read": bytes_read, "width": width, "activity": activity, "tokens": 5,
             "teacher": None, "seed": 0} | other  # fmt: skip
@@ -189,6 +214,15 @@ def test_equal_bits_by_hand(report):
     assert report.equal_bits({**event, "bits_per_byte": 1.3}, dense) is None  # better than any that was measured
     assert report.of_twin(event, dense) == pytest.approx(1.75 / 1.5)
     assert report.of_twin({**event, "width": 3}, dense) is None
+
+
+def test_a_plots_points_are_the_mean_of_their_seeds(report):
+    first, second, other = (
+        row(bits, bytes_read, run=run) for bits, bytes_read, run in ((2.0, 10, "a"), (1.0, 30, "a"), (3.0, 5, "b"))
+    )
+    assert [(r["run"], r["bits_per_byte"], r["bytes_read"]) for r in report._mean_over_seeds([first, second, other])] == [
+        ("a", 1.5, 20), ("b", 3.0, 5)
+    ]  # fmt: skip
 
 
 def test_conclusions_name_width_teacher_and_what_is_expected(report):
