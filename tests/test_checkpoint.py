@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SPIKES, make_model
 
 import spikegpt
+from spikegpt import loading
 from spikegpt.checkpoint import beside, latest_checkpoint, load_model, read_checkpoint, save_checkpoint, save_model
 from spikegpt.config import ModelConfig
 from spikegpt.errors import UsageError, UserError
@@ -82,15 +83,29 @@ def test_preset_is_untrained_over_bytes():
     assert isinstance(model.tokenizer, ByteTokenizer)
 
 
-def test_shipped_is_a_name_as_none_is(tmp_path, monkeypatch):
-    assert load("shipped").config == load().config
+def test_the_models_in_the_package_have_names(tmp_path, monkeypatch):
+    shipped, children = load(), load("children")
+    assert load("shipped").config == shipped.config
+    assert children.tokenizer.digest != shipped.tokenizer.digest
     monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "shipped", made := make_model(), ByteTokenizer())
-    assert load("shipped").config == made.config, "a directory of that name comes first"
+    for name in ("shipped", "children"):
+        save_model(tmp_path / name, made := make_model(), ByteTokenizer())
+        assert load(name).config == made.config, "a directory of that name comes first"
+    assert load().config == shipped.config, "but not before the model that is meant without a name"
+
+
+@pytest.mark.parametrize("name", [None, "shipped", "children"])
+def test_a_package_without_its_models_says_so(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(loading, "PACKAGED", {name: tmp_path / name for name in ("shipped", "children")})
+    with pytest.raises(UserError, match="came without its trained models; name a directory, or one of tiny"):
+        load(name)
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(UsageError, match="no model 'smal': it is neither a directory nor one of tiny, small"):
+    with pytest.raises(
+        UsageError, match="no model 'smal': it is neither a directory nor one of shipped, children, tiny, small"
+    ):
         spikegpt.load("smal")
 
 

@@ -17,7 +17,9 @@ from .errors import UsageError, UserError
 from .model.spikegpt import SpikeGPT
 from .tokenizer import ByteTokenizer, Tokenizer
 
-SHIPPED = Path(__file__).parent / "shipped"
+PACKAGED = {name: Path(__file__).parent / name for name in ("shipped", "children")}
+"""The trained models inside the package."""
+SHIPPED = PACKAGED["shipped"]
 ENGINES = ("auto", "float", "event", "fixed")
 
 
@@ -48,9 +50,9 @@ def load(
 ) -> Any:
     """The model called `name`, ready to generate, its tokenizer in `model.tokenizer`.
 
-    None, or "shipped", is the small trained model inside the package. A directory is a saved or packed model, or a
-    training run: its finished model, else its latest complete checkpoint. A preset's name gives that shape untrained,
-    over bytes.
+    None, or "shipped", is the small trained model inside the package, "children" the one that writes tales. A directory
+    is a saved or packed model, or a training run: its finished model, else its latest complete checkpoint. A preset's name
+    gives that shape untrained, over bytes.
     engine="event" runs an event-driven model in integers on the CPU (`engine.EventModel`, called the same way), "float"
     as a `SpikeGPT`, "fixed" in integers without any float between (`engine.FixedEventModel`); "auto" takes the first for
     packed models, the third for those packed with `--fixed`, if the engine is built here, and the second for all others.
@@ -59,14 +61,12 @@ def load(
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
     device = usable(device)
-    if name is not None and _means_shipped(name):
-        name = None
-    path = SHIPPED if name is None else Path(name)
-    if name is None and not path.is_dir():
+    path = SHIPPED if name is None else _named(name)
+    if path in PACKAGED.values() and not path.is_dir():
         raise UserError(
-            f"this spikegpt came without its trained model; name a directory, or one of {', '.join(PRESETS)}"
+            f"this spikegpt came without its trained models; name a directory, or one of {', '.join(PRESETS)}"
         )
-    if name is None or path.is_dir():
+    if path.is_dir():
         path = resolve(path)
         packed = is_packed(path)
         if engine == "fixed" or (is_fixed(path) and engine == "auto" and not run.MISSING):
@@ -76,7 +76,8 @@ def load(
         return unpack(path).to(device) if packed else load_model(path, device=device, backend=backend)
     if str(name) not in PRESETS:
         mend = f"; if it is a checkpoint, convert it first: spikegpt convert {path} DIR" if path.is_file() else ""
-        raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {', '.join(PRESETS)}{mend}")
+        known = ", ".join((*PACKAGED, *PRESETS))
+        raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {known}{mend}")
     if engine in ("event", "fixed"):
         raise UsageError(f"the preset {name} is not event-driven; train it with --spikes before first")
     tokenizer = ByteTokenizer()
@@ -120,14 +121,15 @@ def _load_teacher(directory: PathLike, student: ModelConfig, tokenizer: Tokenize
     return teacher
 
 
-def _means_shipped(name: PathLike) -> bool:
-    """Whether a name is that of the model in the package; a directory of that name comes first."""
-    return str(name) == SHIPPED.name and not Path(name).is_dir()
+def _named(name: PathLike) -> Path:
+    """Where a model of that name lies if there is one: a directory comes before a model in the package."""
+    path = Path(name)
+    return path if path.is_dir() else PACKAGED.get(str(name), path)
 
 
 def model_directory(name: PathLike) -> Path:
-    """The directory meant by `name`: a model's, a run's latest checkpoint, or "shipped"; UsageError for anything else."""
-    path = SHIPPED if _means_shipped(name) else Path(name)
+    """The directory meant by `name`: a model's, a run's latest checkpoint, or one in the package; UsageError otherwise."""
+    path = _named(name)
     if not path.is_dir():
-        raise UsageError(f'no model {str(name)!r}: it is neither a directory nor "shipped"')
+        raise UsageError(f"no model {str(name)!r}: it is neither a directory nor one of {', '.join(PACKAGED)}")
     return resolve(path)

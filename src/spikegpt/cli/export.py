@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-Source = Annotated[Path, typer.Argument(metavar="MODEL", help="An event-driven model's directory, or `shipped`.")]
+Source = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="An event-driven model's directory, `shipped` or `children`.")
+]
 Out = Annotated[Path, typer.Argument(help="A new directory.")]
 
 app = typer.Typer(help="Write a model for other programs and machines.", no_args_is_help=True, rich_markup_mode=None)

@@ -11,7 +11,9 @@ from .options import Data, Json
 
 
 def map(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An event-driven model's directory, or `shipped`.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An event-driven model's directory, `shipped` or `children`.")
+    ],
     data: Data,
     chip: Annotated[
         str, typer.Option(help="loihi1, loihi2, spinnaker2, or a TOML file (docs/hardware.md).")

@@ -18,7 +18,10 @@ from ..errors import UsageError
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="A model's or a run's directory, or a preset's name.", show_default="the shipped model"
+        "--model",
+        "-m",
+        help="A model's or a run's directory, `children` (it writes tales), or a preset's name.",
+        show_default="the shipped model",
     ),
 ]
 Data = Annotated[
