@@ -18,8 +18,8 @@ from benchmarks.document import document
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
-    "training", "ops", "streaming", "float_decode", "decode", "writing", "engines", "fixed", "trained", "startup", "load",
-    "parity",
+    "training", "ops", "streaming", "float_decode", "decode", "writing", "engines", "shared", "fixed", "trained", "startup",
+    "load", "parity",
 )  # fmt: skip
 GATE = ("tests/ops", "tests/model", "tests/engine")
 """Tests of the operators and of the models: a wrong result has no speed."""

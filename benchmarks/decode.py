@@ -101,9 +101,9 @@ def shape_of(quick: bool, **fields: Any) -> tuple[str, ModelConfig]:
 
 
 @torch.inference_mode()
-def at_a_tenth(config: ModelConfig) -> IntegerModel:
-    """A model of random 8-bit weights that reads a tenth of them."""
-    ((_, (packed,)),) = at_activities(config, [0.1], [8])
+def at_a_tenth(config: ModelConfig, bits: int = 8) -> IntegerModel:
+    """A model of random weights that reads a tenth of them."""
+    ((_, (packed,)),) = at_activities(config, [0.1], [bits])
     return packed
 
 

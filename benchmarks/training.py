@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.table import alone, make_parser, matrix_rate, median, peak_memory, report, seconds
-from spikegpt.config import ModelConfig, TrainConfig
+from spikegpt.config import EventConfig, ModelConfig, TrainConfig
 from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.training.allocator import keep_freed_memory
 from spikegpt.training.loss import loss_fn
@@ -30,6 +30,7 @@ NAMES = {
     "after": "SpikeGPT",
     "none": "continuous twin",
     "before": "event-driven",
+    "shared": "event-driven, shared events",
     "llama": "Llama",
     "rwkv": "HF RWKV-4",
 }
@@ -38,9 +39,11 @@ GOALS = "Goals: 80% of the matrix speed in float32, as many tokens/s as Llama, W
 
 def make_model(name: str, layers: int, channels: int, length: int) -> tuple[nn.Module, int]:
     """A model, and how many parameters every token is multiplied with."""
-    if name in ("after", "none", "before"):
-        config = ModelConfig(vocab_size=VOCABULARY, n_layer=layers, n_embd=channels, context=length, spikes=name)
-        model = SpikeGPT(config)
+    if name in ("after", "none", "before", "shared"):
+        neurons: dict[str, Any] = {"spikes": name}
+        if name == "shared":
+            neurons = {"spikes": "before", "event": EventConfig(shared=True)}
+        model = SpikeGPT(ModelConfig(vocab_size=VOCABULARY, n_layer=layers, n_embd=channels, context=length, **neurons))
         return model, model.matrix_parameters()
     from transformers import LlamaConfig, LlamaForCausalLM, RwkvConfig, RwkvForCausalLM
 

@@ -5,12 +5,12 @@ python experiments/frontier.py --speed --text FOLDER                     time th
 python experiments/frontier.py --table                                   the log as Markdown
 python experiments/frontier.py --plot docs/images/frontier.png           bits per byte over bytes read
 
-RUN is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET][-first]: `dense` (continuous) and `alone` (event-driven) learn from the text,
-`taught` and `event` from the same teacher beside it, the widest continuous model of their own budget or of the one
-named: dense-128-small, alone-128-10-small, taught-64-large, taught-64-large-by-small. `first` spends the activity as was
-measured first (config.FIRST_EMPHASIS). FOLDER holds train.txt.xz and
-valid.txt. All runs of a budget read the very same batches; a run on other tokens than the log's is refused. Each line
-of experiments/frontier.jsonl is one finished run.
+RUN is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET][-first|-shared]: `dense` (continuous) and `alone` (event-driven) learn
+from the text, `taught` and `event` from the same teacher beside it, the widest continuous model of their own budget or of
+the one named: dense-128-small, alone-128-10-small, taught-64-large, taught-64-large-by-small. `first` spends the activity
+as was measured first (config.FIRST_EMPHASIS); in `shared` key, value and receptance read the same events. FOLDER holds
+train.txt.xz and valid.txt. All runs of a budget read the very same batches; a run on other tokens than the log's is
+refused. Each line of experiments/frontier.jsonl is one finished run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ TRAIN: dict[str, Any] = {
     "eval_every": 0, "log_every": 21, "save_every": 231, "keep": 40,
 }  # fmt: skip
 EVENT: dict[str, Any] = {"start_activity": 0.5, "ramp": 0.25, "smallest": 2, "jump_from": 0.3}
-_NAME = re.compile(r"(dense|taught|alone|event)-(\d+)(?:-(\d+))?-([a-z]+)(?:-by-([a-z]+?))?(-first)?")
+VARIANTS: dict[str | None, dict[str, Any]] = {"first": {"emphasis": None}, "shared": {"shared": True}}
+_NAME = re.compile(r"(dense|taught|alone|event)-(\d+)(?:-(\d+))?-([a-z]+)(?:-by-([a-z]+?))?(?:-(first|shared))?")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Run:
     budget: str
     teacher: str | None
     """The run that it learns from beside the text."""
-    first: bool = False
-    """Whether its shares of the activity are `config.FIRST_EMPHASIS`."""
+    variant: str | None = None
+    """`first`: its shares of the activity are `config.FIRST_EMPHASIS`; `shared`: `event.shared` is true."""
 
     @staticmethod
     def named(name: str) -> Run:
@@ -69,18 +70,18 @@ class Run:
 
         match = _NAME.fullmatch(name)
         if match is not None:
-            kind, width, percent, budget, by, first = match.groups()
+            kind, width, percent, budget, by, variant = match.groups()
             taught = kind in ("taught", "event")
             teacher = f"dense-{TEACHER}-{by or budget}" if taught else None
             event = kind in ("alone", "event")
             fits = (
-                (percent is not None) == event and (by is None or (taught and by in BUDGETS)) and (event or not first)
+                (percent is not None) == event and (by is None or (taught and by in BUDGETS)) and (event or not variant)
             )
             if fits and budget in BUDGETS:
                 share = None if percent is None else int(percent) / 100
-                return Run(name, kind, int(width), share, budget, teacher, bool(first))
+                return Run(name, kind, int(width), share, budget, teacher, variant)
         raise UsageError(
-            f"no run {name!r}: a run is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET][-first], as dense-128-small, "
+            f"no run {name!r}: a run is KIND-WIDTH[-PERCENT]-BUDGET[-by-BUDGET][-first|-shared], as dense-128-small, "
             f"event-256-10-large or taught-64-large-by-small; budgets: {', '.join(BUDGETS)}"
         )
 
@@ -129,8 +130,7 @@ def train(run: Run, seed: int, text: Path, runs: Path) -> Path:
         "spikes": "none",
     }
     if run.activity is not None:
-        shares: dict[str, Any] = {"emphasis": None} if run.first else {}
-        shape |= {"spikes": "before", "event": {"activity": run.activity, **EVENT, **shares}}
+        shape |= {"spikes": "before", "event": {"activity": run.activity, **EVENT, **VARIANTS.get(run.variant, {})}}
     own = {"steps": BUDGETS[run.budget], "seed": seed, "distill": 0.9 if teacher else 0.0}
     train_on(
         [text / "train.txt.xz"], out, valid=[text / "valid.txt"], cache=runs, shape="small", overrides=shape,

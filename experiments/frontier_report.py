@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
-FIRST = "-first"
-"""How the names of runs end that spend their activity as was measured first."""
+VARIANTS = {"first": "first shares", "shared": "shared events"}
+"""How the names of event-driven runs end that differ from the others of their width and activity, and how."""
 
 
 def bytes_read(row: Row) -> float:
@@ -103,27 +103,33 @@ def conclusions(rows: Sequence[Row]) -> str:
     for row in events:
         if (more := equal_bits({**row, "teacher": None}, rows)) is not None:
             lines.append(f"{row['run']}: {more:.2f}x beside continuous models without a teacher")
-    for (tokens, asked, teacher, first), found in _alike(events).items():
+    for (tokens, asked, teacher, variant), found in _alike(events).items():
         gaps = [(row["width"], gap - 1) for row in found if (gap := of_twin(row, rows)) is not None]
         if len(gaps) >= 3:
             solution, covariance = fit(*zip(*gaps, strict=True))
             expected = (f"{width}: {part[0]:.1%} ({part[1]:.1%} to {part[2]:.1%})"
                         for width in (512, 768) for part in [predict(width, solution, covariance)])  # fmt: skip
-            shares = ", first shares" if first else ""
+            how = f", {VARIANTS[variant]}" if variant else ""
             lines.append(
-                f"{asked}% of the weights, {tokens / 1e6:.2f}M tokens, {teacher or 'no teacher'}{shares}: the bits lost to the "
+                f"{asked}% of the weights, {tokens / 1e6:.2f}M tokens, {teacher or 'no teacher'}{how}: the bits lost to the "
                 f"twin go as width^{solution[1]:.2f} +- {covariance[1, 1] ** 0.5:.2f}; expected at {', '.join(expected)}"
             )
     return "\n".join(lines)
 
 
-def _alike(events: Sequence[Row]) -> dict[tuple[int, int, str | None, bool], list[Row]]:
-    """Event-driven runs by tokens, percent of the weights asked for, teacher, and whether the shares are those of `first`."""
-    groups: dict[tuple[int, int, str | None, bool], list[Row]] = {}
+def _alike(events: Sequence[Row]) -> dict[tuple[int, int, str | None, str | None], list[Row]]:
+    """Event-driven runs by tokens, percent of the weights asked for, teacher and variant."""
+    groups: dict[tuple[int, int, str | None, str | None], list[Row]] = {}
     for row in events:
-        asked, first = int(row["run"].split("-")[2]), row["run"].endswith(FIRST)
-        groups.setdefault((row["tokens"], asked, row["teacher"], first), []).append(row)
+        asked = int(row["run"].split("-")[2])
+        groups.setdefault((row["tokens"], asked, row["teacher"], _variant(row)), []).append(row)
     return groups
+
+
+def _variant(row: Row) -> str | None:
+    """One of `VARIANTS`, or None."""
+    last = row["run"].rpartition("-")[2]
+    return last if last in VARIANTS else None
 
 
 def _mean_over_seeds(rows: Sequence[Row]) -> list[Row]:
@@ -140,9 +146,8 @@ def _mean_over_seeds(rows: Sequence[Row]) -> list[Row]:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Bits per byte over bytes read a token: a line for each budget, teacher and activity, its points named by width.
 
-    Seeds are averaged. Left out, for they are in the table: lines of a single point, and controls, which are runs with a
-    teacher of another budget than their own and those that spend their activity as was measured first wherever there is the
-    same run with the shares of today.
+    Seeds are averaged. Left out, for they are in the table: lines of a single point, runs with a teacher of another budget
+    than their own, and variants where there is the run that they are a variant of.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
@@ -151,8 +156,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     lines: dict[tuple[float, bool, int], list[Row]] = {}
     names = {row["run"] for row in rows}
     for row in _mean_over_seeds(rows):
-        control = "-by-" in row["run"] or (row["run"].endswith(FIRST) and row["run"].removesuffix(FIRST) in names)
-        if not control:
+        plain = row["run"].removesuffix(f"-{_variant(row)}")
+        if "-by-" not in row["run"] and (plain == row["run"] or plain not in names):
             asked = 1.0 if row["activity"] == 1 else int(row["run"].split("-")[2]) / 100
             lines.setdefault((-asked, row["teacher"] is not None, row["tokens"]), []).append(row)
     lines = {key: found for key, found in lines.items() if len(found) > 1}

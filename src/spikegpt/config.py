@@ -28,6 +28,7 @@ FIRST_EMPHASIS = {
     "att.key": 0.14,
     "att.value": 0.28,
     "att.receptance": 0.25,
+    "att.input": 0.22,
     "att.output": 0.07,
     "ffn.key": 0.12,
     "ffn.receptance": 0.07,
@@ -35,10 +36,11 @@ FIRST_EMPHASIS = {
     "head": 0.35,
 }
 """How often neurons in front of each kind of matrix fire, relative to the others, as first measured; what models whose config
-says null were trained with, and classifiers are. `ffn` stands for `ffnPre` too; only the ratios matter."""
+says null were trained with, and classifiers are. `ffn` stands for `ffnPre` too, and `att.input`, the mean of the three, for
+key, value and receptance; only the ratios matter."""
 
 EMPHASIS = FIRST_EMPHASIS | {
-    "att.receptance": 0.12, "att.output": 0.18, "ffn.key": 0.13, "ffn.receptance": 0.035, "head": 0.37
+    "att.receptance": 0.12, "att.input": 0.18, "att.output": 0.18, "ffn.key": 0.13, "ffn.receptance": 0.035, "head": 0.37
 }  # fmt: skip
 """The same by default: moved towards equal prices of the smallest events; see `model.allocation`."""
 
@@ -123,6 +125,9 @@ class EventConfig:
     """Fraction of the training after which events below `smallest` are left out; before, every event is sent."""
     signed: bool = True
     """Whether events may be negative (the hidden layer's, after relu^2, never are)."""
+    shared: bool = False
+    """Whether key, value and receptance of a time mix read the same events, through one token shift, one neuron and one
+    matrix, `att.input` [3 C, C]."""
     leak: float = 0.0
     """Fraction of the membrane kept from token to token at the start, in [0, 1)."""
     learn_leak: bool = False

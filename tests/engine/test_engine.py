@@ -49,7 +49,7 @@ def test_same_spikes_and_logits_as_the_float_model(kind: str, bits: int) -> None
     assert 0.01 < meter.rate < 0.6
 
 
-@pytest.mark.parametrize("kind", ["graded", "soft reset", "ffnPre"])
+@pytest.mark.parametrize("kind", ["graded", "soft reset", "ffnPre", "shared"])
 @torch.inference_mode()
 def test_a_text_may_be_cut_anywhere(kind: str) -> None:
     config = KINDS[kind]
@@ -70,9 +70,10 @@ def test_a_text_may_be_cut_anywhere(kind: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", ["several tiles", "shared, several tiles"])
 @torch.inference_mode()
-def test_every_thread_count_and_instruction_set_gives_the_same_bits(bits: int) -> None:
-    config = KINDS["several tiles"]
+def test_every_thread_count_and_instruction_set_gives_the_same_bits(kind: str, bits: int) -> None:
+    config = KINDS[kind]
     packed = IntegerModel.of(awake(config), bits)
     ids = text(config, 40)
     expected, _ = EventModel(packed, threads=1)(ids)

@@ -249,6 +249,20 @@ def saved(tmp_path: Path) -> Path:
 
 
 @built
+def test_shared_events_are_packed_apart(tmp_path: Path) -> None:
+    config = replace(KINDS["shared"], vocab_size=256)
+    checkpoint.save_model(tmp_path / "model", model := awake(config), model.tokenizer)
+    out = pack(tmp_path / "model", fixed=True)
+    ids = text(config, 12)
+    assert torch.equal(spikegpt.load(out)(ids)[0], FixedEventModel(fixed(config))(ids)[0])
+    floats = EventModel.of(model)(ids)[0]
+    assert torch.equal(spikegpt.load(out, engine="event")(ids)[0], floats)
+    whole = IntegerModel.of(model)
+    with pytest.raises(UserError, match="key, value and receptance are one matrix here"):
+        FixedModel.with_constants(whole, Formats(), FixedModel.of(whole).constants)
+
+
+@built
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_directory_with_fixed_json_runs_in_integers_only(saved: Path, bits: int) -> None:
     out = pack(saved, bits=bits, fixed=True)

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from event_models import KINDS, text
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tiny import awake
 
 from spikegpt import checkpoint
 from spikegpt.cli import main
@@ -62,6 +64,32 @@ def test_weights_are_rounded_to_the_nearest_step(bits: int, steps: int) -> None:
     assert stored.dtype == (np.int8 if bits == 8 else np.uint8)
     assert len(stored) == 640  # one row an input
     assert packed.arrays["blocks.0.ffn.value.scale"].shape == ((1 if bits == 8 else 640 // GROUP), 160)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("shared")])
+@torch.inference_mode()
+def test_key_value_and_receptance_apart_are_the_same_model(kind: str, bits: int) -> None:
+    packed = IntegerModel.of(awake(KINDS[kind]), bits)
+    apart = packed.apart()
+    assert apart.config.event is not None and not apart.config.event.shared and apart.apart() is apart
+    last = f"blocks.{packed.config.n_layer - 1}.att"
+    key, value, receptance = packed.dequantise().state_dict()[f"{last}.input.weight"].chunk(3)
+    found = apart.dequantise().state_dict()
+    for name, expected in (("key", key), ("value", value), ("receptance", receptance)):
+        assert torch.equal(found[f"{last}.{name}.weight"], expected), name
+    if run.MISSING is None:
+        ids = text(packed.config, 40)
+        with (whole := EventModel(packed)).meter() as meter, (three := EventModel(apart)).meter() as of_three:
+            assert torch.equal(whole(ids)[0], three(ids)[0])
+        assert meter.activity == of_three.activity > 0
+
+
+def test_an_input_starts_as_key_value_and_receptance_do() -> None:
+    model = SpikeGPT(ModelConfig(vocab_size=64, n_layer=1, n_embd=32, spikes="before", event=EventConfig(shared=True)))
+    key, value, receptance = model.get_parameter("blocks.0.att.input.weight").detach().chunk(3)
+    assert not key.any() and not receptance.any()
+    assert torch.allclose(value @ value.T, torch.eye(32), atol=1e-5)
 
 
 def test_zero_matrices_stay_zero() -> None:

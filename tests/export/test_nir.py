@@ -106,7 +106,7 @@ def test_a_wrong_dialect_is_found(golden, tmp_path: Path, dialect: str, simulato
 SMALL = ModelConfig(vocab_size=256, n_layer=1, n_embd=24, n_ffn=40, spikes="before", event=EventConfig())
 EVENTS = {
     "graded": EventConfig(), "ternary": EventConfig(levels=1), "binary": EventConfig(levels=1, signed=False),
-    "jumping": EventConfig(smallest=3),
+    "jumping": EventConfig(smallest=3), "shared": EventConfig(shared=True),
 }  # fmt: skip
 
 

@@ -24,6 +24,14 @@ KINDS = {
         vocab_size=64, n_layer=2, n_embd=64, spikes="before",
         event=EventConfig(leak=0.3, learn_leak=True, reset="soft"),
     ),
+    "shared": ModelConfig(vocab_size=70, n_layer=2, n_embd=150, spikes="before", event=EventConfig(shared=True)),
+    "shared, several tiles": ModelConfig(
+        vocab_size=64, n_layer=1, n_embd=1600, n_ffn=64, spikes="before", event=EventConfig(shared=True)
+    ),
+    "shared, ffnPre": ModelConfig(
+        vocab_size=64, n_layer=2, n_embd=128, spikes="before", architecture="RWKV-ffnPre",
+        event=EventConfig(shared=True, leak=0.3, reset="soft"),
+    ),
     "spike embedding": ModelConfig(
         vocab_size=64, n_layer=2, n_embd=64, spikes="before", event=GRADED, spike_embedding=True
     ),

@@ -18,6 +18,7 @@ KINDS = {
     "binary": EventConfig(levels=1, resolution=1.0, signed=False),
     "leaky, hard reset": EventConfig(leak=0.5),
     "learned leak, soft reset": EventConfig(leak=0.3, learn_leak=True, reset="soft"),
+    "shared": EventConfig(shared=True, leak=0.5),
 }
 
 
@@ -44,7 +45,7 @@ def test_every_product_reads_small_integers(kind: str) -> None:
         if isinstance(module, Linear):
             module.register_forward_pre_hook(lambda _module, inputs, name=name: seen.append((name, inputs[0])))
     model(torch.randint(40, (2, 30)))
-    assert len(seen) == 2 * 7 + 1
+    assert len(seen) == 2 * (5 if event.shared else 7) + 1
     for name, events in seen:
         assert torch.equal(events, events.round()), name
         assert events.abs().max() <= event.levels

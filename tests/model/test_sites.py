@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from spikegpt.config import EMPHASIS, ModelConfig
+from spikegpt.config import EMPHASIS, EventConfig, ModelConfig
 from spikegpt.model import SpikeGPT
 from spikegpt.model.layers import Linear
 from spikegpt.model.neurons import EventNeuron, Neuron
@@ -13,7 +13,11 @@ from spikegpt.model.sites import neuron_groups, sites, sites_by_neuron
 
 
 def shape(spikes, architecture):
-    return ModelConfig(n_layer=2, n_embd=8, n_ffn=20, vocab_size=30, spikes=spikes, architecture=architecture)
+    event = EventConfig(shared=True) if spikes == "shared" else None
+    spikes = "before" if event else spikes
+    return ModelConfig(
+        n_layer=2, n_embd=8, n_ffn=20, vocab_size=30, spikes=spikes, architecture=architecture, event=event
+    )
 
 
 @pytest.fixture(params=["RWKV", "RWKV-ffnPre"])
@@ -21,20 +25,21 @@ def architecture(request):
     return request.param
 
 
-@pytest.mark.parametrize("spikes", ["after", "none", "before"])
+@pytest.mark.parametrize("spikes", ["after", "none", "before", "shared"])
 def test_every_matrix_and_no_other_is_listed(spikes, architecture):
     config = shape(spikes, architecture)
     model = SpikeGPT(config)
     matrices = {name: (m.in_features, m.out_features) for name, m in model.named_modules() if isinstance(m, Linear)}
     assert {site.name: (site.inputs, site.outputs) for site in sites(config)} == matrices
     assert sum(site.weights for site in sites(config)) == model.matrix_parameters()
-    assert {site.kind for site in sites(config)} == set(EMPHASIS)
+    three = {"att.key", "att.value", "att.receptance"}
+    assert {site.kind for site in sites(config)} == set(EMPHASIS) - (three if spikes == "shared" else {"att.input"})
     assert [site.name for site in sites(config) if not site.signed] == [
         name for name, (inputs, _) in matrices.items() if inputs == 20
     ]
 
 
-@pytest.mark.parametrize("spikes", ["after", "none", "before"])
+@pytest.mark.parametrize("spikes", ["after", "none", "before", "shared"])
 def test_every_neuron_and_no_other_is_listed(spikes, architecture):
     config = shape(spikes, architecture)
     model = SpikeGPT(config)
@@ -45,8 +50,9 @@ def test_every_neuron_and_no_other_is_listed(spikes, architecture):
     assert all((neurons[name].width, neurons[name].fan_out) == (s.inputs, s.outputs) for name, s in in_front.items())
 
 
-def test_matrices_run_in_the_order_listed(architecture):
-    config = shape("before", architecture)
+@pytest.mark.parametrize("spikes", ["before", "shared"])
+def test_matrices_run_in_the_order_listed(spikes, architecture):
+    config = shape(spikes, architecture)
     model, ran = SpikeGPT(config).eval(), []
     for name, module in model.named_modules():
         if isinstance(module, Linear):

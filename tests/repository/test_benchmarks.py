@@ -17,6 +17,7 @@ COLUMNS = {
     "decode": {"activity", "tokens/s", "times dense", "dense, share of the read", "prefill/s"},
     "writing": {"threads", "sampling", "bare steps/s", "written/s", "share of the steps"},
     "engines": {"shape", "texts", "2 engines of one thread, tokens/s", "2 / one"},
+    "shared": {"shape", "bits", "apart, us a token", "apart / shared"},
     "page": {"neurons", "shown, tokens/s", "95% of frames within, ms"},
     "fixed": {"model", "instructions", "integers only, us a token", "float / integers"},
     "trained": {"threads", "how", "weights read", "tokens/s", "times PyTorch"},
@@ -74,7 +75,7 @@ def test_decoding_events(benchmark):
     assert facts["rows"][0]["counted"] < 0.5
 
 
-@pytest.mark.parametrize("name", ["writing", "engines"])
+@pytest.mark.parametrize("name", ["writing", "engines", "shared"])
 def test_writing(benchmark, monkeypatch, name):
     from spikegpt.engine import run
 

@@ -147,6 +147,7 @@ def test_a_teacher_of_another_tokenizer_is_refused(frontier, monkeypatch, tmp_pa
         "dense-16-large-by-small",
         "taught-16-large-by-huge",
         "taught-16-large-first",
+        "dense-16-large-shared",
     ],
 )
 def test_names_that_are_no_runs(frontier, name):
@@ -163,6 +164,7 @@ def test_names_that_are_no_runs(frontier, name):
         ("event-8-30-large-by-small", "dense-16-small"),
         ("event-8-30-large-by-small-first", "dense-16-small"),
         ("event-8-30-large-first", "dense-16-large"),
+        ("event-8-30-large-shared", "dense-16-large"),
     ],
 )
 def test_the_teacher_is_of_the_same_budget_unless_another_is_named(frontier, name, teacher):

@@ -25,12 +25,14 @@ inline spikegpt::engine::Plan plan_of(const Case &given) {
   spikegpt::engine::Plan plan;
   each_line(given, "sites", [&](std::istream &words) {
     spikegpt::engine::SitePlan site{};
-    words >> site.matrix >> site.neuron >> site.inputs >> site.outputs >> site.is_signed >> site.membrane;
+    words >> site.matrix >> site.neuron >> site.inputs >> site.outputs >> site.is_signed >> site.membrane >>
+        site.runs;
     plan.sites.push_back(site);
   });
   each_line(given, "mixes", [&](std::istream &words) {
     spikegpt::engine::MixPlan mix{};
-    words >> mix.name >> mix.norm >> mix.key >> mix.value >> mix.receptance >> mix.output >> mix.shift >> mix.wkv;
+    words >> mix.name >> mix.norm >> mix.key >> mix.value >> mix.receptance >> mix.output >>
+        mix.input >> mix.shift >> mix.wkv;
     plan.mixes.push_back(mix);
   });
   return plan;

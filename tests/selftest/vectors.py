@@ -320,10 +320,18 @@ MODELS = {
         vocab_size=64, n_layer=2, n_embd=128, n_ffn=200, spikes="before", architecture="RWKV-ffnPre",
         event=EventConfig(leak=0.5),
     ),
+    "key, value and receptance in one": ModelConfig(
+        vocab_size=64, n_layer=1, n_embd=150, spikes="before", event=EventConfig(shared=True, leak=0.2)
+    ),
     "binary, spike embedding": ModelConfig(
         vocab_size=64, n_layer=1, n_embd=64, spikes="before", spike_embedding=True, event=EventConfig(levels=1, signed=False)
     ),
 }  # fmt: skip
+
+
+SITE = "matrix neuron inputs outputs is_signed membrane runs"
+MIX = "name norm key value receptance output input shift wkv"
+"""Fields in the order in which engine_case.h reads them."""
 
 
 @torch.inference_mode()
@@ -340,8 +348,8 @@ def engine() -> Iterator[Arrays]:
                 next_logits, after = model(torch.tensor([chosen[-1:]]), after)
             yield {
                 "shape": torch.tensor([45]),
-                "sites": lines(site_plans(config, layout), "matrix neuron inputs outputs is_signed membrane"),
-                "mixes": lines(mix_plans(config, layout), "name norm key value receptance output shift wkv"),
+                "sites": lines(site_plans(config, layout), SITE),
+                "mixes": lines(mix_plans(config, layout), MIX),
                 **tensors(prepared(packed)),
                 **engine_settings(config),
                 "ids": ids[0],
@@ -360,7 +368,7 @@ def fixed_engine() -> Iterator[Arrays]:
         config = replace(config, event=replace(config.event, leak=0.0))
         for bits in (8, 4):
             model = FixedModel.of(IntegerModel.of(filled(config), bits))
-            layout, reference = Layout(config, torch.int32, -model.formats.exponent.top), Reference(model)
+            layout, reference = Layout(model.config, torch.int32, -model.formats.exponent.top), Reference(model)
             ids = torch.randint(config.vocab_size, (40,))
             state, rows = reference.start(), []
             for token in ids.tolist():
@@ -384,8 +392,8 @@ def fixed_case(model: FixedModel, layout: Layout, ids: Tensor, logits: Tensor, a
     formats = "".join(f"{name} {value}\n" for name, value in format_numbers(model.formats).items())
     return {
         "shape": torch.tensor([len(ids)]),
-        "sites": lines(site_plans(model.config, layout), "matrix neuron inputs outputs is_signed membrane"),
-        "mixes": lines(mix_plans(model.config, layout), "name norm key value receptance output shift wkv"),
+        "sites": lines(site_plans(model.config, layout), SITE),
+        "mixes": lines(mix_plans(model.config, layout), MIX),
         "formats": text(formats),
         **tensors(fixed_arrays(model)),
         **engine_settings(model.config),

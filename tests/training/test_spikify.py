@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from spikegpt.model.spikegpt import SpikeGPT
 from spikegpt.tokenizer import ByteTokenizer, CharTokenizer
 from spikegpt.training import loss
 from spikegpt.training.objective import NextToken
-from spikegpt.training.spikify import event_driven, settle_thresholds, spikify
+from spikegpt.training.spikify import event_driven, neurons_of, settle_thresholds, spikify
 
 TEXT = "\n\n\n".join(f"{n} sheep and {n + 1} goats make {2 * n + 1} animals." for n in range(400))
 SHAPE = {"n_layer": 2, "n_embd": 32, "context": 32, "dropout": 0.0, "spikes": "none"}
@@ -187,6 +188,18 @@ def test_the_neurons_of_an_event_driven_source_are_kept_but_for_what_is_asked(
     assert seen[2] == EventConfig(smallest=3, activity=0.2, start_activity=0.5)
     with pytest.raises(UsageError, match="EventConfig has no field 'smalest'; did you mean 'smallest'"):
         spikify(twin / "run", tmp_path / "d", **how, event={"smalest": 3})
+
+
+def test_key_value_and_receptance_do_not_become_one(twin: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"data": [tmp_path], "progress": False}
+    for event in ({"shared": True}, EventConfig(shared=True)):
+        with pytest.raises(UsageError, match="event.shared=True is not how the model was trained"):
+            spikify(twin / "run", tmp_path / "out", **how, event=event)
+    shared = SpikeGPT(ModelConfig(**{**SHAPE, "spikes": "before", "event": EventConfig(shared=True)}))
+    assert neurons_of(shared.config, 0.1, {}).shared
+    with pytest.raises(UsageError, match="event.shared=False is not how the model was trained"):
+        neurons_of(shared.config, 0.1, {"shared": False})
+    assert event_driven(shared, neurons_of(shared.config, 0.1, {})).config.event.activity == 0.1
 
 
 def test_weights_are_kept() -> None:

@@ -6,6 +6,8 @@ has a scale, for all inputs (8 bits) or for each `GROUP` of them (4 bits).
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import UserError
-from ..model.sites import sites
+from ..model.sites import TIME_MIX, sites
 from ..model.spikegpt import SpikeGPT
 from .checks import GROUP, check_arrays, check_bits, check_event_driven
 from .steps import on_steps
@@ -87,6 +89,36 @@ class IntegerModel:
         for neuron in model.event_neurons():
             neuron.events_seen.zero_()
         return model.eval()
+
+    def apart(self) -> IntegerModel:
+        """The same model with key, value and receptance as matrices of their own: equal token shifts, neurons and outputs."""
+        event = self.config.event
+        assert event is not None
+        if not event.shared:
+            return self
+        arrays: dict[str, np.ndarray] = {}
+        for name, array in self.arrays.items():
+            mix, _, rest = name.partition(".att.")
+            if rest.startswith("input."):
+                arrays |= {
+                    f"{mix}.att.{matrix}.{rest.removeprefix('input.')}": third for matrix, third in self._thirds(name)
+                }
+            elif rest.startswith("neurons.input."):
+                arrays |= {name.replace(".input.", f".{matrix}."): array for matrix in TIME_MIX[:3]}
+            elif rest == "time_mix_k":
+                arrays |= {f"{mix}.att.time_mix_{letter}": array for letter in "kvr"}
+            else:
+                arrays[name] = array
+        config = dataclasses.replace(self.config, event=dataclasses.replace(event, shared=False))
+        return IntegerModel(config, self.bits, arrays)
+
+    def _thirds(self, name: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Weights or scales of an `att.input`, cut into those of key, value and receptance."""
+        array = self.arrays[name]
+        is_halved = array.dtype == np.uint8
+        whole = unhalve(array, 3 * self.config.n_embd) if is_halved else array
+        for matrix, third in zip(TIME_MIX, np.split(whole, 3, axis=1), strict=False):
+            yield matrix, _halve(third) if is_halved else np.ascontiguousarray(third)
 
     def _weights(self, stem: str) -> Tensor:
         """[outputs, inputs] of one matrix, as floats."""

@@ -55,6 +55,8 @@ def pack(
     target = checkpoint.beside(Path(directory), suffix) if out is None else Path(out)
     if checkpoint.names_to_replace(target, force) and not is_packed(target):
         raise UsageError(f"{target} holds something else than a packed model; choose another directory")
+    if fixed:
+        packed = packed.apart()
     write(target, packed, tokenizer, FixedModel.of(packed) if fixed else None, _settings(source))
     return target
 

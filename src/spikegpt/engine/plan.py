@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..config import ModelConfig
-from ..model.sites import HEAD_NEURON, Site, first_mix, sites
+from ..model.sites import HEAD_NEURON, Site, first_mix, matrices_of, sites
 from .integers import IntegerModel
 from .state_layout import Layout
 from .steps import split
@@ -52,6 +52,7 @@ def site_plans(config: ModelConfig, layout: Layout) -> list[dict[str, object]]:
             "outputs": site.outputs,
             "is_signed": config.event.signed and site.signed,
             "membrane": membrane(site),
+            "runs": 3 if site.kind == "att.input" else 1,
         }
         for site in sites(config)
     ]
@@ -63,9 +64,9 @@ def mix_plans(config: ModelConfig, layout: Layout) -> list[dict[str, object]]:
     plans = []
     for mix in mixes(config):
         plan = {"name": mix.name, "norm": mix.norm, "shift": layout.offsets[f"{mix.place}.shift"]}
-        plan |= {name: index[f"{mix.name}.{name}"] for name in ("key", "value", "receptance")}
-        if f"{mix.name}.output" in index:  # a time mix
-            plan |= {"output": index[f"{mix.name}.output"], "wkv": layout.offsets[f"{mix.place}.wkv"]}
+        plan |= {matrix: index[f"{mix.name}.{matrix}"] for matrix in matrices_of(config, mix.name.rpartition(".")[2])}
+        if "output" in plan:  # a time mix
+            plan["wkv"] = layout.offsets[f"{mix.place}.wkv"]
         plans.append(plan)
     return plans
 

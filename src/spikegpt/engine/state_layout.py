@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..errors import UserError
 from ..model.lookup import NONE, RECENT
-from ..model.sites import CHANNEL_MIX, HEAD_NEURON, TIME_MIX, first_mix, sites
+from ..model.sites import HEAD_NEURON, first_mix, matrices_of, sites
 from ..model.state import BlockState, MixState, State
 
 
@@ -54,13 +54,14 @@ class Layout:
         parts = iter(rows.split(self._widths, dim=1))
         batch, channels = len(rows), self._config.n_embd
 
-        def mix(is_time: bool) -> MixState:
+        def mix(name: str) -> MixState:
             shift = next(parts)
-            wkv = next(parts).view(batch, 3, channels) if is_time else None
-            sites = (TIME_MIX if is_time else CHANNEL_MIX) if self._remembers else ()
-            return MixState(shift, wkv, {site: next(parts) for site in sites})
+            wkv = next(parts).view(batch, 3, channels) if name == "att" else None
+            matrices = matrices_of(self._config, name) if self._remembers else ()
+            return MixState(shift, wkv, {matrix: next(parts) for matrix in matrices})
 
-        blocks = tuple(BlockState(mix(self._is_time(layer)), mix(False), {}) for layer in range(self._config.n_layer))
+        layers = range(self._config.n_layer)
+        blocks = tuple(BlockState(mix(first_mix(self._config, layer)), mix("ffn"), {}) for layer in layers)
         outside = [name for name, there in ((HEAD_NEURON, self._remembers), (RECENT, self.recent)) if there]
         return State(blocks, {name: next(parts) for name in outside})
 
@@ -81,9 +82,6 @@ class Layout:
             name = next(name for name, part in zip(self.offsets, parts, strict=True) if not part.isfinite().all())
             raise UserError(f"the state has a value that is infinite or not a number in {name}; begin without it")
         return rows
-
-    def _is_time(self, layer: int) -> bool:
-        return first_mix(self._config, layer) == "att"
 
     def _parts(self) -> Iterator[tuple[str, int]]:
         channels = self._config.n_embd

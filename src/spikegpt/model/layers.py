@@ -85,8 +85,12 @@ class Mix(nn.Module):
 
 
 class TimeMix(Mix):
-    """Attention's stand-in: receptance x WKV average of the past, in linear time (RWKV-4)."""
+    """Attention's stand-in: receptance x WKV average of the past, in linear time (RWKV-4).
 
+    Where `event.shared`, `input` is there instead of key, value and receptance, and `time_mix_k` is the only token shift.
+    """
+
+    input: Linear
     key: Linear
     value: Linear
     receptance: Linear
@@ -99,17 +103,23 @@ class TimeMix(Mix):
         self.time_decay = nn.Parameter(torch.empty(channels))
         self.time_first = nn.Parameter(torch.empty(channels))
         self.time_mix_k = nn.Parameter(torch.empty(1, 1, channels))
-        self.time_mix_v = nn.Parameter(torch.empty(1, 1, channels))
-        self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
+        self.is_shared = config.event is not None and config.event.shared
+        if not self.is_shared:
+            self.time_mix_v = nn.Parameter(torch.empty(1, 1, channels))
+            self.time_mix_r = nn.Parameter(torch.empty(1, 1, channels))
         self.add_matrices(config, name, backend)
 
     def forward(self, x: Tensor, state: MixState) -> tuple[Tensor, MixState]:
         old, new = state.membranes, {}
         how: Any = {"dtype": self.input_dtype(x), "backend": self.backend}
-        mixes = self.time_mix_k, self.time_mix_v, self.time_mix_r
-        k, v, r = ops.shift_mix(x, state.shift, mixes, **how)
-        k, v = self.project("key", k, old, new), self.project("value", v, old, new)
-        r = self.project("receptance", r, old, new)
+        if self.is_shared:
+            (mixed,) = ops.shift_mix(x, state.shift, (self.time_mix_k,), **how)
+            k, v, r = self.project("input", mixed, old, new).chunk(3, dim=-1)
+        else:
+            mixes = self.time_mix_k, self.time_mix_v, self.time_mix_r
+            k, v, r = ops.shift_mix(x, state.shift, mixes, **how)
+            k, v = self.project("key", k, old, new), self.project("value", v, old, new)
+            r = self.project("receptance", r, old, new)
         decay = -torch.exp(self.time_decay.float())
         y, wkv = ops.gated_wkv(decay, self.time_first, k, v, r, state.wkv, **how)
         y = self.project("output", y, old, new)

@@ -12,6 +12,8 @@ from ..config import ModelConfig
 
 TIME_MIX = ("key", "value", "receptance", "output")
 """Matrices of a time mix, in the order they run."""
+SHARED_TIME_MIX = ("input", "output")
+"""The same where key, value and receptance read the same events: they are the rows of `input`, in this order."""
 CHANNEL_MIX = ("key", "receptance", "value")
 """Matrices of a channel mix, in the order they run."""
 HEAD_NEURON = "head_neuron"
@@ -55,6 +57,13 @@ class Site:
 def first_mix(config: ModelConfig, block: int) -> str:
     """Name of a block's first half: `att`, or `ffnPre` (a channel mix) in block 0 of RWKV-ffnPre."""
     return "ffnPre" if block == 0 and config.architecture == "RWKV-ffnPre" else "att"
+
+
+def matrices_of(config: ModelConfig, mix: str) -> tuple[str, ...]:
+    """The matrices of an `att`, `ffn` or `ffnPre` of such a model, in the order they run."""
+    if mix != "att":
+        return CHANNEL_MIX
+    return SHARED_TIME_MIX if config.event and config.event.shared else TIME_MIX
 
 
 def sites(config: ModelConfig) -> tuple[Site, ...]:
@@ -104,14 +113,15 @@ def _mix_sites(config: ModelConfig, block: int, mix: str) -> list[Site]:
     channels, hidden = config.n_embd, config.hidden
     is_time = mix == "att"
     found = []
-    for matrix in TIME_MIX if is_time else CHANNEL_MIX:
+    widths = {"input": 3 * channels, "key": channels if is_time else hidden}
+    for matrix in matrices_of(config, mix):
         reads_hidden = not is_time and matrix == "value"
         found.append(
             Site(
                 name=f"blocks.{block}.{mix}.{matrix}",
                 kind=f"{'att' if is_time else 'ffn'}.{matrix}",
                 inputs=hidden if reads_hidden else channels,
-                outputs=hidden if not is_time and matrix == "key" else channels,
+                outputs=widths.get(matrix, channels),
                 signed=not reads_hidden,
                 neuron=f"blocks.{block}.{mix}.neurons.{matrix}" if config.event else None,
                 block=block,

@@ -251,7 +251,10 @@ def _initialise(model: SpikeGPT) -> None:
     for site in sites(config):
         if site.block is not None:
             weight = model.get_parameter(f"{site.name}.weight")
-            if site.kind in _ZERO:
+            if site.kind == "att.input":  # key, value and receptance
+                weight.zero_()
+                _orthogonal(weight.chunk(3)[1], 1.0)
+            elif site.kind in _ZERO:
                 weight.zero_()
             else:
                 _orthogonal(weight, 1.0)

@@ -133,7 +133,7 @@ def _work(module: nn.Module, config: ModelConfig) -> Iterator[tuple[str, Operati
         case nn.LayerNorm():
             yield "norm", norm(channels)
         case TimeMix():
-            yield "token shift", SHIFT * (3 * channels)
+            yield "token shift", SHIFT * ((1 if module.is_shared else 3) * channels)
             yield "wkv", WKV * channels
             yield "gate", (SIGMOID + GATE) * channels
         case ChannelMix():

@@ -75,6 +75,7 @@ def spikify(
         )
     neurons = event if isinstance(event, EventConfig) else neurons_of(original.config, activity, event or {})
     neurons = dataclasses.replace(neurons, activity=activity)
+    check_shared(original.config, neurons)
     tokenizer = original.tokenizer
     if tokenizer is None:
         raise UsageError(f"{source} has no tokenizer; convert it again with --tokenizer")
@@ -104,7 +105,18 @@ def neurons_of(source: ModelConfig, activity: float, changed: dict[str, Any]) ->
     fields = {**kept, "activity": activity, "start_activity": start, **changed}
     made = ModelConfig.from_dict({**source.to_dict(), "spikes": "before", "event": fields}).event
     assert made is not None
+    check_shared(source, made)
     return made
+
+
+def check_shared(source: ModelConfig, event: EventConfig) -> None:
+    """UsageError unless `source` shares the events of its time mixes where `event` does: weights behind three token shifts do
+    not become those behind one."""
+    if event.shared != (source.event is not None and source.event.shared):
+        raise UsageError(
+            f"event.shared={event.shared} is not how the model was trained, and its key, value and receptance cannot be "
+            "made so; leave event.shared as it is, or train from random weights"
+        )
 
 
 def event_driven(model: SpikeGPT, event: EventConfig) -> SpikeGPT:

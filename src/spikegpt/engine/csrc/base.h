@@ -190,7 +190,9 @@ class Base {
     const T *given = static_cast<const T *>(tensor(name, type, {groups, site.outputs}).data);
     T *kept = arena_.take<T>(static_cast<std::size_t>(groups) * site.padded);
     for (int64_t group = 0; group < groups; ++group)
-      std::copy_n(given + group * site.outputs, site.outputs, kept + group * site.padded);
+      for (int at = 0; at < site.padded; ++at)
+        if (const int output = site.order[at]; output >= 0)
+          kept[group * site.padded + at] = given[group * site.outputs + output];
     return kept;
   }
 
@@ -215,6 +217,7 @@ class Base {
     site->bits = weight.type == Tensor::kUint8 ? 4 : 8;
     site->offset = site->bits == 4 ? 8 : 128;
     site->is_signed = plan.is_signed;
+    site->runs = plan.runs;
     site->stride = round_up(plan.inputs, 64);
     site->events = arena_.take<int8_t>(static_cast<std::size_t>(kTokens) * site->stride);
     site->index = static_cast<int>(sites_.size());
@@ -234,14 +237,18 @@ class Base {
     mix.norm = derived.norm(plan.norm);
     mix.shift = plan.shift;
     mix.mix_k = derived.mixing(plan.name + ".time_mix_k");
-    mix.mix_r = derived.mixing(plan.name + ".time_mix_r");
-    mix.key = site(plan.key);
-    mix.value = site(plan.value);
-    mix.receptance = site(plan.receptance);
+    if (plan.is_shared()) {
+      mix.input = site(plan.input);
+    } else {
+      mix.mix_r = derived.mixing(plan.name + ".time_mix_r");
+      mix.key = site(plan.key);
+      mix.value = site(plan.value);
+      mix.receptance = site(plan.receptance);
+      if (mix.is_time) mix.mix_v = derived.mixing(plan.name + ".time_mix_v");
+    }
     if (!mix.is_time) return mix;
     mix.output = site(plan.output);
     mix.wkv = plan.wkv;
-    mix.mix_v = derived.mixing(plan.name + ".time_mix_v");
     mix.decay = values(plan.name + ".decay", model_.channels);
     mix.first = values(plan.name + ".first", model_.channels);
     return mix;
@@ -256,13 +263,15 @@ class Base {
     }
     for (const Mix &mix : mixes_) {
       int &of_key = mix.is_time ? model_.stride : model_.hidden_stride;
-      of_key = std::max(of_key, mix.key->padded);
-      for (const Site *site : {mix.value, mix.receptance, mix.is_time ? mix.output : mix.value})
-        model_.stride = std::max(model_.stride, site->padded);
+      if (mix.key) of_key = std::max(of_key, mix.key->padded);
+      if (mix.input) model_.input_stride = std::max(model_.input_stride, mix.input->padded);
+      for (const Site *site : {mix.value, mix.receptance, mix.output})
+        if (site) model_.stride = std::max(model_.stride, site->padded);
     }
     for (Value **buffer : {&model_.x, &model_.normed, &model_.k, &model_.v, &model_.r})
       *buffer = arena_.take<Value>(static_cast<std::size_t>(kTokens) * model_.stride);
     model_.hidden = arena_.take<Value>(static_cast<std::size_t>(kTokens) * model_.hidden_stride);
+    model_.input = arena_.take<Value>(static_cast<std::size_t>(kTokens) * model_.input_stride);
     logits_ = arena_.take<Value>(static_cast<std::size_t>(kTokens) * model_.outputs);
     const std::size_t longest = inputs + 8 * groups;  // every group is padded to whole steps of the products
     for (int index = 0; index < model_.threads; ++index) {

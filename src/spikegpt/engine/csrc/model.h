@@ -38,14 +38,17 @@ struct Site {
   int bits, offset;
   const Panel *panels;
   const int *panels_of;  // [parts + 1] where the panels of each part begin
-  int padded;            // outputs, in whole blocks
+  int runs;              // equal parts of the outputs of which a thread owns the same channels, side by side in its rows
+  int padded;            // outputs, in whole blocks of each run
+  const int *order;      // [padded] the output at each place, a part's runs after one another; -1: padding
   bool is_signed;
   int8_t *events;  // [kTokens][stride], the neuron's output
   int stride;
   int index;  // among all sites, in the order they run
 };
 
-// A time mix (sites key, value, receptance, output) or a channel mix (key, receptance, value; no mix_v, decay, first).
+// A time mix (sites key, value, receptance, output) or a channel mix (key, receptance, value; no mix_v, decay, first). Where
+// key, value and receptance read the same events they are the runs of `input`, and mix_k is the only token shift.
 // `Parts` says what an engine is made of: its Value, Site, Norm and Mixing (a token shift's weights).
 template <class Parts>
 struct MixOf {
@@ -54,7 +57,7 @@ struct MixOf {
   int64_t shift, wkv;  // where the state keeps them
   typename Parts::Mixing mix_k, mix_v, mix_r;
   const typename Parts::Value *decay, *first;  // [C]
-  typename Parts::Site *key, *value, *receptance, *output;
+  typename Parts::Site *key, *value, *receptance, *output, *input;
 };
 
 template <class Parts>
@@ -63,15 +66,15 @@ struct ModelOf : Parts {
   using Mix = MixOf<Parts>;
 
   int layers, channels, vocab, outputs, stride;  // outputs: rows of the head; stride: C rounded up to a row of values
-  int hidden_stride, threads;
+  int hidden_stride, input_stride, threads;
   int levels, smallest;  // of the events sent
   bool spike_embedding;
   const int8_t *embedding;  // [V][C]
   typename Parts::Norm ln0, ln_out;
   const Mix *mixes;  // [2 * layers]
   typename Parts::Site *head;
-  // Of the tokens in the making, [kTokens][stride]; hidden [kTokens][hidden_stride].
-  Value *x, *normed, *k, *v, *r, *hidden;
+  // Of the tokens in the making, [kTokens][stride]; hidden [kTokens][hidden_stride], input [kTokens][input_stride].
+  Value *x, *normed, *k, *v, *r, *hidden, *input;
 };
 
 // A run of channels, or of other values of a row.

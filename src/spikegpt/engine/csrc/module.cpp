@@ -46,11 +46,12 @@ NB_MODULE(_engine, module) {
   nb::class_<Counters>(module, "Counters", "What calls counted that were given these.")
       .def("add", &Counters::add, "other"_a, "Adds what others have counted; no call may be counting.");
   nb::class_<SitePlan>(module, "Site", "A matrix and the neuron in front of it, by the names of their tensors.")
-      .def(nb::init<std::string, std::string, int, int, bool, int64_t>(), nb::kw_only(), "matrix"_a, "neuron"_a,
-           "inputs"_a, "outputs"_a, "is_signed"_a, "membrane"_a);
+      .def(nb::init<std::string, std::string, int, int, bool, int64_t, int>(), nb::kw_only(), "matrix"_a, "neuron"_a,
+           "inputs"_a, "outputs"_a, "is_signed"_a, "membrane"_a, "runs"_a);
   nb::class_<MixPlan>(module, "Mix", "A time mix or, without an output, a channel mix.")
-      .def(nb::init<std::string, std::string, int, int, int, int, int64_t, int64_t>(), nb::kw_only(), "name"_a,
-           "norm"_a, "key"_a, "value"_a, "receptance"_a, "output"_a = -1, "shift"_a, "wkv"_a = -1);
+      .def(nb::init<std::string, std::string, int, int, int, int, int, int64_t, int64_t>(), nb::kw_only(), "name"_a,
+           "norm"_a, "key"_a = -1, "value"_a = -1, "receptance"_a = -1, "output"_a = -1, "input"_a = -1, "shift"_a,
+           "wkv"_a = -1);
   bind_engine<Engine>(module, "Engine", "A packed model and the threads that run it.")
       .def("__init__", &make_engine, nb::kw_only(), "tensors"_a, "sites"_a, "mixes"_a, "channels"_a, "vocab"_a,
            "levels"_a, "smallest"_a, "hard"_a, "spike_embedding"_a, "state_size"_a, "threads"_a, "isa"_a);

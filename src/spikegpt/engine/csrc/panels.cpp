@@ -6,9 +6,10 @@
 namespace spikegpt::engine {
 namespace {
 
-// From [input][output] to [input][stride], in the instruction set's order of outputs; padding is the offset, a zero.
+// From [input][output] to [input][stride], in the site's order of outputs and the instruction set's within a block; padding
+// is the offset, a zero.
 void fill(const Site &site, const Tensor &weights, Place place, Arena &arena, Panel &panel) {
-  const int width = outputs_per_block(site.bits), last = std::min(panel.begin + panel.blocks * width, site.outputs);
+  const int width = outputs_per_block(site.bits);
   int places[128];
   for (int o = 0; o < width; ++o) places[o] = place(o);
   panel.stride = 64 * (panel.blocks + (panel.blocks % 16 == 0));
@@ -19,8 +20,9 @@ void fill(const Site &site, const Tensor &weights, Place place, Arena &arena, Pa
   for (int input = 0; input < site.inputs; ++input) {
     uint8_t *row = rows + static_cast<std::size_t>(input) * panel.stride;
     const uint8_t *source = static_cast<const uint8_t *>(weights.data) + input * columns;
-    for (int o = panel.begin; o < last; ++o) {
-      const int within = o - panel.begin, at = places[within % width];
+    for (int within = 0; within < panel.blocks * width; ++within) {
+      const int o = site.order[panel.begin + within], at = places[within % width];
+      if (o < 0) continue;
       uint8_t *to = row + within / width * 64 + at % 64;
       if (site.bits == 8) {
         *to = source[o] ^ 0x80;
@@ -33,16 +35,31 @@ void fill(const Site &site, const Tensor &weights, Place place, Arena &arena, Pa
   panel.weights = rows;
 }
 
+// The first block of a part, of one run: parts differ by a block at most.
+int first_block(int run_blocks, int part, int parts) { return run_blocks * part / parts; }
+
+const int *order_of(const Site &site, int run_blocks, int parts, Arena &arena) {
+  const int width = outputs_per_block(site.bits), run = site.outputs / site.runs;
+  int *order = arena.take<int>(site.padded), *to = order;
+  for (int part = 0; part < parts; ++part)
+    for (int which = 0; which < site.runs; ++which)
+      for (int o = first_block(run_blocks, part, parts) * width; o < first_block(run_blocks, part + 1, parts) * width; ++o)
+        *to++ = o < run ? which * run + o : -1;
+  return order;
+}
+
 }  // namespace
 
 // Gives each part its blocks of outputs, in panels of nearly equal width.
 void lay_out(Site &site, const Tensor &weights, Place place, int parts, Arena &arena) {
-  const int width = outputs_per_block(site.bits), blocks = divide_up(site.outputs, width);
-  site.padded = blocks * width;
+  const int width = outputs_per_block(site.bits), run_blocks = divide_up(site.outputs / site.runs, width);
+  site.padded = site.runs * run_blocks * width;
+  site.order = order_of(site, run_blocks, parts, arena);
   std::vector<Panel> panels;
   int *panels_of = arena.take<int>(parts + 1);
   for (int part = 0; part < parts; ++part) {
-    const int begin = blocks * part / parts, count = blocks * (part + 1) / parts - begin;
+    const int begin = site.runs * first_block(run_blocks, part, parts);
+    const int count = site.runs * first_block(run_blocks, part + 1, parts) - begin;
     const int pieces = divide_up(count, kPanelOutputs / width);
     for (int piece = 0; piece < pieces; ++piece) {
       const int first = begin + count * piece / pieces, last = begin + count * (piece + 1) / pieces;

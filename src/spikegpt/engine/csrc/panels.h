@@ -12,7 +12,7 @@ inline int round_up(int a, int b) { return divide_up(a, b) * b; }
 
 using Place = int (*)(int output);  // as in Walk
 
-// Fills `site.panels`, `panels_of` and `padded`, of whose shape inputs, outputs and bits are known.
+// Fills `site.panels`, `panels_of`, `padded` and `order`, of whose shape inputs, outputs, runs and bits are known.
 void lay_out(Site &site, const Tensor &weights, Place place, int parts, Arena &arena);
 
 }  // namespace spikegpt::engine

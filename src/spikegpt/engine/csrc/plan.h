@@ -13,15 +13,18 @@ struct SitePlan {
   int inputs, outputs;
   bool is_signed;
   int64_t membrane;  // where the state keeps it, in floats; -1: no memory
+  int runs;          // of its outputs: 3 of a time mix's input (key, value, receptance), 1 of all others
 };
 
 // A time mix, or a channel mix: its matrices as indices into the table, and where the state keeps the rest.
 struct MixPlan {
   std::string name, norm;
-  int key, value, receptance, output;  // output: -1 in a channel mix
-  int64_t shift, wkv;                  // wkv: -1 in a channel mix
+  int key, value, receptance, output, input;  // output: -1 in a channel mix; input: -1 unless it stands for the first three
+  int64_t shift, wkv;                         // wkv: -1 in a channel mix
 
   bool is_time() const { return output >= 0; }
+  bool is_shared() const { return input >= 0; }
+  std::vector<int> matrices() const;
 };
 
 struct Settings {

@@ -63,7 +63,8 @@ class Walker {
     return {begin(part), begin(part + 1)};
   }
 
-  Channels channels_of(int part) const { return outputs_of(*model_.mixes->receptance, part); }
+  // Every block's second half is a channel mix.
+  Channels channels_of(int part) const { return outputs_of(*model_.mixes[1].receptance, part); }
   Value *row(Value *of, int t) const { return of + static_cast<int64_t>(t) * model_.stride; }
   Value *state(int t) const { return pass_.rows[t].state; }
   Value *hidden(int t) const { return model_.hidden + static_cast<int64_t>(t) * model_.hidden_stride; }
@@ -113,6 +114,11 @@ class Walker {
   void ask_listen(const Mix &mix, Channels own) {
     ask_norm(mix.norm, own);
     ask(state(0) + mix.shift, own);
+    if (mix.input) {
+      ask_mixing(mix.mix_k, own);
+      ask_neuron(*mix.input, own);
+      return;
+    }
     for (const auto &[site, mixing] : {std::pair(mix.key, mix.mix_k), std::pair(mix.receptance, mix.mix_r)}) {
       ask_mixing(mixing, own);
       ask_neuron(*site, own);
@@ -137,20 +143,47 @@ class Walker {
     products_.multiply(site, slot, part, out, stride);
   }
 
+  // Where a part's products leave key, value and receptance: channel 0 of the first token, were it of this part, and the next
+  // token `stride` values on.
+  struct Averaged {
+    Value *k, *v, *r;
+    int stride;
+  };
+
+  // An input's part is its channels of each, padded to whole blocks, one after the other.
+  Averaged averaged(const Mix &mix, int part) const {
+    if (!mix.input) return {model_.k, model_.v, model_.r, model_.stride};
+    const int width = outputs_per_block(mix.input->bits);
+    const Channels own = channels_of(part);
+    const int padded = (own.end - own.begin + width - 1) / width * width;
+    Value *const k = model_.input + 2 * own.begin;
+    return {k, k + padded, k + 2 * padded, model_.input_stride};
+  }
+
+  void multiply_averaged(const Mix &mix, int part, const Averaged &to) {
+    if (mix.input) {
+      multiply(*mix.input, 0, part, model_.input, to.stride);
+    } else {
+      multiply(*mix.key, 0, part, to.k, to.stride);
+      multiply(*mix.value, 1, part, to.v, to.stride);
+      multiply(*mix.receptance, 2, part, to.r, to.stride);
+    }
+    products_.flush();
+  }
+
   void time_mix(const Mix &mix) {
-    const Site *const sites[] = {mix.key, mix.value, mix.receptance};
+    const Site *const apart[] = {mix.key, mix.value, mix.receptance}, *const shared[] = {mix.input};
     const Model::Mixing mixings[] = {mix.mix_k, mix.mix_v, mix.mix_r};
-    Value *const outs[] = {model_.k, model_.v, model_.r};
-    section([&](int part) { listen(mix, sites, mixings, 3, part); });
+    section([&](int part) { listen(mix, mix.input ? shared : apart, mixings, mix.input ? 1 : 3, part); });
     section([&](int part) {
       ask_wkv(mix, part);
-      for (int i = 0; i < 3; ++i) multiply(*sites[i], i, part, outs[i], model_.stride);
-      products_.flush();
+      const Averaged to = averaged(mix, part);
+      multiply_averaged(mix, part, to);
       const Channels own = channels_of(part);
       for (int t = 0; t < pass_.tokens; ++t) {
+        const int64_t at = static_cast<int64_t>(t) * to.stride;
         by_runs(*mix.output, part, own, [&](Channels run) {
-          wkv(model_, mix, row(model_.k, t), row(model_.v, t), row(model_.r, t), run, state(t) + mix.wkv,
-              worker_.scratch);
+          wkv(model_, mix, to.k + at, to.v + at, to.r + at, run, state(t) + mix.wkv, worker_.scratch);
           fire(model_, *mix.output, worker_.scratch, run, state(t), t);
         });
       }

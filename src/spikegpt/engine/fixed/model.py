@@ -46,14 +46,22 @@ class FixedModel:
 
     @staticmethod
     def of(packed: IntegerModel, formats: Formats | None = None) -> FixedModel:
-        """Turn every float of a packed model into integers; UsageError for neurons that remember."""
+        """Turn every float of a packed model into integers; UsageError for neurons that remember.
+
+        A key, a value and a receptance become integers of different units, so each is a matrix of its own.
+        """
         check_fixed(packed.config)
+        packed = packed.apart()
         formats = formats or Formats()
         return FixedModel.with_constants(packed, formats, _Maker(packed, formats).all())
 
     @staticmethod
     def with_constants(packed: IntegerModel, formats: Formats, constants: Constants) -> FixedModel:
         """The integers of a packed model beside constants made earlier; UserError where they do not fit each other."""
+        if packed.config.event is not None and packed.config.event.shared:
+            raise UserError(
+                "key, value and receptance are one matrix here and three in constants; pack the model again"
+            )
         weights = {name: array for name, array in packed.arrays.items() if array.dtype != np.float32}
         model = FixedModel(packed.config, packed.bits, formats, weights, constants)
         check_constants(model)

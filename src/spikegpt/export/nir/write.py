@@ -12,7 +12,7 @@ import torch
 
 from ...checkpoint import load_model, read_config
 from ...engine.integers import IntegerModel
-from ...engine.packed import is_packed, read, unpack
+from ...engine.packed import is_packed, read
 from ...errors import UsageError, UserError
 from ...files import write_directory, write_json
 from ...model.neurons import LIF, EventNeuron
@@ -76,12 +76,14 @@ def export_nir(
 def _read(directory: Path) -> tuple[SpikeGPT, IntegerModel | None]:
     """The float model, and its integers if it is event-driven."""
     if is_packed(directory):
-        return unpack(directory), read(directory)[0]
-    model = load_model(directory)
-    if model.config.event is None:
-        return model, None
-    packed = IntegerModel.of(model)
-    tokenizer, model = model.tokenizer, packed.dequantise()
+        packed, tokenizer = read(directory)
+    else:
+        model = load_model(directory)
+        if model.config.event is None:
+            return model, None
+        packed, tokenizer = IntegerModel.of(model), model.tokenizer
+    packed = packed.apart()
+    model = packed.dequantise()
     model.tokenizer = tokenizer
     return model, packed
 
