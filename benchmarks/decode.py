@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from benchmarks.table import alone, make_parser, median, report, seconds
 from spikegpt.config import ModelConfig, preset
 from spikegpt.engine import EventModel
+from spikegpt.engine.base import Stream
 from spikegpt.engine.integers import IntegerModel
 from spikegpt.generation.decode import generate
 from spikegpt.model.neurons import EventNeuron
@@ -116,9 +117,8 @@ def a_tokenizer(vocab_size: int) -> Tokenizer:
     )
 
 
-def step_times(engine: EventModel, tokens: np.ndarray) -> list[float]:
-    """Seconds of each step."""
-    stream = engine.stream()
+def step_times(stream: Stream, tokens: np.ndarray) -> list[float]:
+    """Seconds of each step, on from where the text is."""
     times = []
     for token in tokens:
         start = time.perf_counter()
@@ -164,8 +164,8 @@ def measure(
         times = [Times() for _ in engines]
         for _ in range(repeats):
             for engine, of in zip(engines, times, strict=True):
-                of.event += step_times(engine, rng.integers(config.vocab_size, size=20))[4:]
-                of.dense += step_times(engine.dense(), rng.integers(config.vocab_size, size=6))[2:]
+                of.event += step_times(engine.stream(), rng.integers(config.vocab_size, size=20))[4:]
+                of.dense += step_times(engine.dense().stream(), rng.integers(config.vocab_size, size=6))[2:]
                 of.read.append(engine.read_weights())
         ceiling = max(rate for of in times for rate in of.read)
         facts = {"shape": name, "threads": threads, "activity": activity}

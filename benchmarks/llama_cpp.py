@@ -101,7 +101,7 @@ def measure(
         for kind, file in files.items():
             theirs[kind].append(llama_rate(bench, file, threads, tokens))
         for activity, engine in engines.items():
-            times = step_times(engine, rng.integers(config.vocab_size, size=2 * tokens))[tokens:]
+            times = step_times(engine.stream(), rng.integers(config.vocab_size, size=2 * tokens))[tokens:]
             ours[activity].append(1 / median(sorted(times)))
     middle = {kind: median(sorted(rates)) for kind, rates in theirs.items()}
     rows = []

@@ -6,13 +6,12 @@ read a token. The two engines take turns of a hundred tokens, and the ratio is t
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.decode import at_a_tenth, shape_of
+from benchmarks.decode import at_a_tenth, shape_of, step_times
 from benchmarks.table import alone, make_parser, median, report
 from spikegpt.config import EventConfig, ModelConfig
 from spikegpt.engine import EventModel
@@ -27,13 +26,10 @@ def measure(name: str, config: ModelConfig, threads: int, bits: int, tokens: int
     packed = at_a_tenth(config, bits)
     engines = [EventModel(each, threads=threads) for each in (packed, packed.apart())]
     streams, times = [engine.stream() for engine in engines], ([], [])
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, tokens).tolist()
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, tokens)
     for begin in range(0, tokens, TURN):
         for stream, mine in zip(streams, times, strict=True):
-            for token in ids[begin : begin + TURN]:
-                start = time.perf_counter()
-                stream.step(token)
-                mine.append(time.perf_counter() - start)
+            mine += step_times(stream, ids[begin : begin + TURN])
     shared, apart = (1e6 * median(sorted(each)) for each in times)
     return {
         "shape": name, "bits": bits, "threads": threads, "apart, us a token": apart, "shared, us a token": shared,
